@@ -1,0 +1,43 @@
+"""The errors a user can cause: each message names the thing, its value and the remedy.
+
+Commands print such an error as one message and end with exit code 2; any other exception is a
+bug or a failing machine.
+"""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used."""
+
+
+class ConfigError(UserError):
+    """A config file or ``key=value`` override is wrong; the message lists every fault found."""
+
+
+class AnnotationError(UserError):
+    """A list of videos is wrong; the message lists every fault as ``file:line``."""
+
+
+class WeightError(UserError):
+    """A weight file or checkpoint cannot be read, or does not fit the network."""
+
+
+class DecodeError(UserError):
+    """A video cannot be decoded whole.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it, without the path.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> "tuple[type[DecodeError], tuple[str, str]]":
+        # Exceptions cross from data workers by pickle, which calls the class with ``args``.
+        return DecodeError, (self.path, self.reason)
+
+
+class RunError(UserError):
+    """An output folder or a run's state does not allow what was asked."""

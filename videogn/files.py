@@ -1,0 +1,81 @@
+"""Files written whole or not at all, and their hashes."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from videogn.errors import RunError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place once the block ends without error.
+
+    The content is on the disk before the name is, so a reader never meets half a file and a
+    failed write leaves the earlier file as it was.
+
+    Raises:
+        RunError: the folder or file cannot be written; the message has the free space.
+    """
+    target = Path(path)
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix
+        )
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+        _flush_to_disk(target.parent)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written: {error.strerror or error}{_free(target)}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    # There is no way to read it without setting it; single-threaded at the places that write.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _free(path: Path) -> str:
+    folder = next((p for p in path.parents if p.is_dir()), None)
+    if folder is None:
+        return ""
+    stats = os.statvfs(folder)
+    return f" ({stats.f_bavail * stats.f_frsize / 2**20:.0f} MiB free in {folder})"
