@@ -1,0 +1,85 @@
+"""The command line: finds the command, and turns what goes wrong into one message and a code.
+
+Exit codes: 0 done; 1 the machine or the program failed; 2 the user gave something that cannot be
+used; 130 interrupted.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from videogn.distributed import launched, rank_of_environment
+from videogn.errors import UserError
+
+COMMANDS = {
+    "train": "train a network from a config, on one or many GPUs",
+    "test": "run the multi-clip test from a checkpoint",
+    "inflate": "turn 2D weights into weights of the video network",
+    "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
+}
+"""Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="videogn: %(levelname)s: %(message)s")
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"videogn {version('videogn')}")
+        return 0
+    if words[0] not in COMMANDS:
+        return _fail(f"no command {words[0]!r}; the commands are {', '.join(COMMANDS)}", 2)
+    return _run(words[0], words[1:])
+
+
+def _run(name: str, words: Sequence[str]) -> int:
+    try:
+        command = importlib.import_module(f"videogn.commands.{name}")
+        parser = argparse.ArgumentParser(prog=f"videogn {name}", description=command.__doc__)
+        command.add_arguments(parser)
+        # Intermixed: options may stand before, between and after key=value words.
+        return int(command.run(parser.parse_intermixed_args(words)))
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say, and the exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # the last resort: a message, and the traceback where asked for
+        if os.environ.get("VIDEOGN_TRACEBACK"):
+            traceback.print_exc()
+        return _fail(f"{type(error).__name__}: {error}\n(set VIDEOGN_TRACEBACK=1 to see where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    rank = f"[rank {rank_of_environment()}] " if launched_quietly() else ""
+    print(f"videogn: error: {rank}{message}", file=sys.stderr, flush=True)
+    return code
+
+
+def launched_quietly() -> bool:
+    """Whether a launcher started this process; half-set variables count as yes."""
+    try:
+        return launched()
+    except UserError:
+        return True
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "videogn: video classification with Group Normalization\n\n"
+        f"usage: videogn COMMAND …\n\n{lines}\n\nvideogn COMMAND --help tells the rest"
+    )

@@ -1,0 +1,142 @@
+"""A small labelled video data set, rendered and encoded: the class is a motion.
+
+A textured square drifts over a textured ground in one of four directions and comes back in on
+the other side. Place, textures and colours are drawn anew for every video and independently of
+the direction, so a single frame says nothing about the class. The kind of texture is a second
+label, for pre-training on still frames.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from videogn.files import atomic_path, write_text
+
+MOTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+"""Class name -> direction (rows, columns), in label order."""
+
+SIZE = 64
+PATCH = 24
+FRAMES = 24
+SPEED = 2
+FPS = 25
+
+
+def stripes_across(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Horizontal stripes of a random period and phase, (H, W) in [0, 1]."""
+    rows = np.arange(shape[0])[:, None] + rng.uniform(0, 8)
+    return np.broadcast_to(_wave(rows / rng.uniform(4, 8)), shape)
+
+
+def stripes_down(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Vertical stripes of a random period and phase, (H, W) in [0, 1]."""
+    return stripes_across(rng, shape[::-1]).T
+
+
+def checks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """A checkerboard of a random period and phase, (H, W) in [0, 1]."""
+    across, down = stripes_across(rng, shape) > 0.5, stripes_down(rng, shape) > 0.5
+    return (across ^ down).astype(float)
+
+
+def blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Random blotches of about four pixels, (H, W) in [0, 1]."""
+    coarse = rng.uniform(size=(shape[0] // 4 + 1, shape[1] // 4 + 1))
+    return np.kron(coarse, np.ones((4, 4)))[: shape[0], : shape[1]]
+
+
+TEXTURES: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "stripes across": stripes_across,
+    "stripes down": stripes_down,
+    "checks": checks,
+    "blotches": blotches,
+}
+"""Appearance label -> painter, in label order."""
+
+
+def _wave(phase: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 + 0.5 * np.sin(2 * np.pi * phase))
+
+
+@dataclass(frozen=True)
+class RenderedLists:
+    """List files of a rendered data set: same videos, two labellings."""
+
+    motion: dict[str, Path]
+    appearance: dict[str, Path]
+
+
+def render_motion_dataset(folder: Path, splits: Mapping[str, int], seed: int) -> RenderedLists:
+    """Render and encode ``splits[name]`` videos per split, and write their lists.
+
+    Classes are balanced. A folder that is complete is left as it is.
+    """
+    lists = RenderedLists(
+        motion={split: folder / f"motion_{split}.txt" for split in splits},
+        appearance={split: folder / f"appearance_{split}.txt" for split in splits},
+    )
+    for number, (split, count) in enumerate(splits.items()):
+        if _is_complete(lists.motion[split], count):
+            continue
+        lines: dict[Path, list[str]] = {lists.motion[split]: [], lists.appearance[split]: []}
+        for index in range(count):
+            motion = index % len(MOTIONS)
+            appearance = index // len(MOTIONS) % len(TEXTURES)
+            name = f"{split}/{index:05d}.mp4"
+            frames = render_video(np.random.default_rng([seed, number, index]), motion, appearance)
+            encode_video(folder / name, frames)
+            lines[lists.motion[split]].append(f"{name} {motion}")
+            lines[lists.appearance[split]].append(f"{name} {appearance}")
+        # The motion list comes last: its presence says that the split is complete.
+        for path in (lists.appearance[split], lists.motion[split]):
+            write_text(path, "\n".join(lines[path]) + "\n")
+    return lists
+
+
+def _is_complete(path: Path, count: int) -> bool:
+    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) == count
+
+
+def render_video(rng: np.random.Generator, motion: int, appearance: int) -> np.ndarray:
+    """One video of a drifting square.
+
+    Returns:
+        (FRAMES, SIZE, SIZE, 3) uint8.
+    """
+    ground = _colour(rng, blotches(rng, (SIZE, SIZE)), contrast=60)
+    square = _colour(rng, list(TEXTURES.values())[appearance](rng, (PATCH, PATCH)), contrast=200)
+    origin = rng.integers(SIZE, size=2)
+    step = SPEED * np.array(list(MOTIONS.values())[motion])
+    frames = np.repeat(ground[None], FRAMES, axis=0)
+    for time, frame in enumerate(frames):
+        rows, columns = ((origin + time * step)[:, None] + np.arange(PATCH)) % SIZE
+        frame[rows[:, None], columns[None, :]] = square
+    return frames
+
+
+def _colour(rng: np.random.Generator, texture: np.ndarray, contrast: float) -> np.ndarray:
+    """Paint a texture in [0, 1] with a random colour and its shade, (H, W, 3) uint8."""
+    base = rng.uniform(0, 255 - contrast, size=3)
+    return np.asarray(base + texture[..., None] * rng.uniform(0.5, 1, size=3) * contrast).astype(
+        np.uint8
+    )
+
+
+def encode_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
+    """Write ``frames: (T, H, W, 3) uint8`` as H.264 in mp4; height and width even."""
+    with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        for packet in _packets(stream, frames):
+            container.mux(packet)
+
+
+def _packets(stream: "av.VideoStream", frames: np.ndarray) -> Iterator["av.Packet"]:
+    for frame in frames:
+        yield from stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+    yield from stream.encode(None)

@@ -1,0 +1,138 @@
+"""Ranks, reductions and gathers; in a single process every function is a plain no-op.
+
+A process learns its place from the variables torchrun sets. Nothing here knows about models or
+videos.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from videogn.errors import RunError
+
+T = TypeVar("T")
+
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among the processes of a job.
+
+    Attributes:
+        rank: 0 … size - 1.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def shard(self, num_items: int) -> range:
+        """The items of this rank: every one belongs to exactly one rank, none is padded."""
+        return range(self.rank, num_items, self.size)
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process.
+
+    Raises:
+        RunError: only some of the launcher's variables are set.
+    """
+    present = [name for name in RANK_VARIABLES if name in os.environ]
+    if present and len(present) < len(RANK_VARIABLES):
+        absent = [name for name in RANK_VARIABLES if name not in os.environ]
+        raise RunError(
+            f"the environment sets {', '.join(present)} but not {', '.join(absent)}; "
+            "start with torchrun, or unset them"
+        )
+    return bool(present)
+
+
+def rank_of_environment() -> int:
+    """The rank the launcher gave this process, 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def joined_world(timeout_seconds: float = 1800) -> Iterator[World]:
+    """Join the job this process belongs to, and leave it at the end.
+
+    Raises:
+        RunError: a rank has no GPU of its own, or the environment is incomplete.
+    """
+    if not launched():
+        yield World(0, 1, _device_of(0))
+        return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = _device_of(local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+    )
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device_of(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise RunError(
+            f"process {local_rank} of this machine has no GPU: there are {count}; "
+            f"start at most {count} processes per machine"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The element-wise sum of every rank's ``values``, on every rank."""
+    if not dist.is_initialized():
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_over_ranks(item: T) -> list[T]:
+    """Every rank's ``item`` in rank order, on every rank."""
+    if not dist.is_initialized():
+        return [item]
+    items: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items  # type: ignore[return-value]
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the buffers of rank 0.
+
+    BN's running statistics differ between ranks after a step; without this each rank would
+    validate its own network.
+    """
+    if not dist.is_initialized():
+        return
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    if dist.is_initialized():
+        dist.barrier()
