@@ -87,8 +87,8 @@ class TrainPlan:
         ratio = self.base_batch / self.global_batch
         if max(ratio, 1 / ratio) > BATCH_TOLERANCE:
             yield (
-                f"note        the base batch of {self.base_batch} would make {self.base_epochs:.1f} "
-                f"epochs of these iterations; train.iterations={round(self.iterations * ratio)} "
+                f"note        at the base batch of {self.base_batch} these iterations would be "
+                f"{self.base_epochs:.1f} epochs; train.iterations={round(self.iterations * ratio)} "
                 "would keep that number"
             )
 

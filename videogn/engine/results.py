@@ -42,8 +42,9 @@ def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
             f"{folder / RESULTS}: cannot be read: {error}; choose another --out"
         ) from error
     if changed:
+        what = "checkpoint" if IDENTITY[0] in changed else "list"
         raise RunError(
-            f"{folder}: holds the test of another {'checkpoint' if IDENTITY[0] in changed else 'list'} "
+            f"{folder}: holds the test of another {what} "
             f"({old.get('checkpoint')}, {old.get('list')}); choose another --out or remove it"
         )
 

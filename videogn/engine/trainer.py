@@ -267,13 +267,13 @@ class _Meter:
                     "failed_video",
                     {"iteration": state.iteration, "path": path, "reason": new[path]},
                 )
-        recipe, num_videos = self._run.recipe, self._run.plan.num_videos
-        allowed = max(MIN_TOLERATED_FAILURES, recipe.max_failed_fraction * num_videos)
+        num_videos, share = self._run.plan.num_videos, self._run.recipe.max_failed_fraction
+        allowed = max(MIN_TOLERATED_FAILURES, share * num_videos)
         if len(known) > allowed:
             lines = "".join(f"\n  - {path}: {reason}" for path, reason in list(known.items())[:20])
             raise RunError(
                 f"{len(known)} of {num_videos} training videos cannot be decoded, more than "
-                f"train.max_failed_fraction={recipe.max_failed_fraction:g} allows; "
+                f"train.max_failed_fraction={share:g} allows; "
                 f"mend the list or raise it:{lines}"
             )
         return replace(state, failed_videos=known)

@@ -1,0 +1,41 @@
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from videogn.engine.metrics import Tally, label_ranks, topk_percent
+
+
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_ranks_equal_a_sort(num_videos: int, num_classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, size=(num_videos, num_classes)) / 4  # many ties
+    labels = rng.integers(num_classes, size=num_videos)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    expected = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
+    assert label_ranks(scores, labels).tolist() == expected
+    assert (label_ranks(scores, labels) == 0).tolist() == (scores.argmax(1) == labels).tolist()
+
+
+def test_missing_videos_count_as_wrong() -> None:
+    assert topk_percent(np.array([0, 0, 3]), 6, 1) == 100 * 2 / 6
+    assert topk_percent(np.array([0, 0, 3]), 6, 5) == 50.0
+
+
+def test_tally_adds_batches_of_different_size() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(11, 8, generator=generator)
+    labels = torch.randint(8, (11,), generator=generator)
+    tally = Tally.empty(torch.device("cpu"))
+    for part in (slice(0, 7), slice(7, 11)):
+        tally = tally.add(F.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+    assert abs(tally.loss - F.cross_entropy(logits, labels).item()) < 1e-6
+    right = (logits.argmax(1) == labels).sum().item()
+    assert tally.top1 == 100 * right / 11
+    top5 = (logits.topk(5).indices == labels[:, None]).any(1).sum().item()
+    assert tally.top5 == 100 * top5 / 11
+    failed = tally.add_failed(11)
+    assert failed.top1 == tally.top1 / 2
+    assert failed.loss == tally.loss
+    assert failed.num_clips == 22

@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from videogn.engine.optim import (
+    StepSchedule,
+    build_optimizer,
+    milestone_iterations,
+    scale_learning_rate,
+)
+
+
+def test_linear_scaling_follows_the_paper() -> None:
+    # Section 4.1: 0.1 N / 32 for N images on each of 8 GPUs.
+    for images in (32, 16, 8, 4, 2):
+        assert math.isclose(scale_learning_rate(0.1, 256, 8 * images), 0.1 * images / 32)
+
+
+def test_kinetics_schedule() -> None:
+    milestones = milestone_iterations(400_000, (0.375, 0.75))
+    assert milestones == (150_000, 300_000)
+    schedule = StepSchedule(0.01, milestones, 0.1, 0)
+    rates = [schedule.at(i) for i in (0, 149_999, 150_000, 299_999, 300_000, 399_999)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
+
+
+@given(
+    iterations=st.integers(2, 200),
+    shares=st.lists(st.floats(0.01, 0.99), max_size=3, unique=True).map(sorted),
+    warmup=st.integers(0, 50),
+)
+def test_schedule_equals_torch(iterations: int, shares: list[float], warmup: int) -> None:
+    milestones = milestone_iterations(iterations, shares)
+    schedule = StepSchedule(0.3, milestones, 0.1, warmup)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma=0.1)
+    for iteration in range(iterations):
+        # Warm-up from a tenth, in a straight line.
+        factor = min(1.0, 0.1 + 0.9 * iteration / warmup) if warmup else 1.0
+        assert schedule.at(iteration) == pytest.approx(steps.get_last_lr()[0] * factor)
+        optimizer.step()
+        steps.step()
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d(4), nn.GroupNorm(2, 4)])
+def test_decay_spares_norm_layers_only(norm: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv3d(3, 4, 1, bias=False), norm, nn.Flatten(), nn.Linear(4, 2))
+    optimizer = build_optimizer(
+        model, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0
+    )
+    decay = {
+        id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
+    }
+    assert len(decay) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        assert decay[id(parameter)] == (0.0 if name.startswith("1.") else 1e-4)
+    assert all(group["nesterov"] for group in optimizer.param_groups)
