@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from videogn.config import from_tree
+from videogn.engine.runs import RunFolder, RunLog, check_folder, claim, read_log
+from videogn.errors import RunError
+
+
+def config_of(**changes: object) -> object:
+    return from_tree(changes, "")
+
+
+def test_fresh_folder_is_claimed_and_recognised(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = from_tree({"seed": 3}, "")
+    claim(folder, config)
+    assert folder.holds_run
+    claim(folder, config)  # the same run may come back
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"model": {"norm": "bn"}}, "model.norm"),
+        ({"train": {"base_lr": 0.5}}, "train.base_lr"),
+        ({"model": {"num_classes": 7}}, "model.num_classes"),
+    ],
+)
+def test_another_run_is_refused_with_the_differing_key(
+    tmp_path: Path, change: dict, key: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    claim(folder, from_tree({}, ""))
+    before = folder.config.read_bytes()
+    with pytest.raises(RunError, match=key):
+        claim(folder, from_tree(change, ""))
+    assert folder.config.read_bytes() == before
+
+
+def test_harmless_changes_pass(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    claim(folder, from_tree({}, ""))
+    check_folder(
+        folder,
+        from_tree({"data": {"num_workers": 0}, "test": {"num_clips": 3}, "out": "other"}, ""),
+    )
+
+
+def test_never_refuses_a_used_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = from_tree({"resume": "never"}, "")
+    claim(folder, config)
+    with pytest.raises(RunError, match="resume=auto"):
+        claim(folder, config)
+
+
+def test_foreign_files_and_plain_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("")
+    with pytest.raises(RunError, match="no training run"):
+        claim(RunFolder(tmp_path), from_tree({}, ""))
+    with pytest.raises(RunError, match="is a file"):
+        claim(RunFolder(tmp_path / "holiday.jpg"), from_tree({}, ""))
+    assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_damaged_config_of_a_run_is_one_message(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config.write_text("seed: [")
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        check_folder(folder, from_tree({}, ""))
+
+
+def test_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path)
+    log.write("start", {"iteration": 0})
+    for iteration in (10, 20, 30):
+        log.write("train", {"iteration": iteration, "loss": 0.5})
+    with path.open("a") as file:
+        file.write('{"kind": "train", "iter')  # killed while writing
+    log.cut_after(20)
+    assert [entry["iteration"] for entry in read_log(path)] == [0, 10, 20]
+    assert all(json.loads(line) for line in path.read_text().splitlines())
