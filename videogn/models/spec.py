@@ -1,0 +1,157 @@
+"""What a network is and where its weights come from, as a weight file records them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from videogn.errors import WeightError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Triple = tuple[Finite, Finite, Finite]
+PositiveTriple = tuple[
+    Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    Annotated[float, Field(gt=0, allow_inf_nan=False)],
+]
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that :func:`videogn.models.build.build_network` needs.
+
+    Attributes:
+        arch: a key of ``ARCHITECTURES``.
+        norm: a key of ``NORMS``.
+        num_groups: groups of every GN layer.
+        channels_per_group: where given, GN layers have groups of this many channels instead.
+        layout: a key of ``LAYOUTS``: the temporal strides and pools; the 2D network has none.
+        width: channels of the stem.
+        depths: residual blocks of each stage.
+        dropout: share of features dropped before the classifier in training.
+    """
+
+    __pydantic_config__ = STRICT
+
+    arch: str
+    norm: str
+    num_groups: PositiveInt
+    channels_per_group: PositiveInt | None
+    layout: str
+    num_classes: PositiveInt
+    width: PositiveInt
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=4)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under the names of a weight file."""
+        tree = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"architecture": tree.pop("arch"), **tree, "depths": list(self.depths)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], source: str) -> "NetworkSpec":
+        """Read what :meth:`to_json` gives; ``source`` names the place in messages.
+
+        Raises:
+            WeightError: a value is missing, unknown or of the wrong type.
+        """
+        renamed = {"arch" if key == "architecture" else key: value for key, value in tree.items()}
+        return _validate(_SPEC, renamed, source)
+
+    def differences(self, other: "NetworkSpec") -> dict[str, tuple[Any, Any]]:
+        """Fields that differ in what the weights mean, with both values.
+
+        Dropout has no weights; groups matter to GN alone, the layout to video networks alone.
+        """
+        return {
+            item.name: (getattr(self, item.name), getattr(other, item.name))
+            for item in fields(self)
+            if getattr(self, item.name) != getattr(other, item.name)
+            and item.name not in self._immaterial(other)
+        }
+
+    def _immaterial(self, other: "NetworkSpec") -> set[str]:
+        names = {"dropout"}
+        if self.norm == other.norm != "gn":
+            names |= {"num_groups", "channels_per_group"}
+        if self.channels_per_group is not None and other.channels_per_group is not None:
+            names.add("num_groups")
+        if self.arch == other.arch == "resnet50":
+            names.add("layout")
+        return names
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """What a weight file says about its weights.
+
+    Attributes:
+        class_names: in label order.
+        mean: RGB mean of the input in [0, 1].
+        std: RGB standard deviation of the input in [0, 1].
+        source: name of the 2D weight file the network was inflated from.
+        source_sha256: its SHA-256.
+        temporal_init: how its kernels were inflated: ``mean`` or ``center``.
+    """
+
+    __pydantic_config__ = STRICT
+
+    spec: NetworkSpec
+    class_names: tuple[str, ...] | None
+    mean: Triple
+    std: PositiveTriple
+    source: str | None
+    source_sha256: str | None
+    temporal_init: str | None
+
+    def __post_init__(self) -> None:
+        names, num_classes = self.class_names, self.spec.num_classes
+        if names is not None and len(names) != num_classes:
+            raise WeightError(
+                f"{len(names)} class names for a network of {num_classes} classes; "
+                "give one name for each"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, the spec's among them."""
+        tree = {item.name: getattr(self, item.name) for item in fields(self)}
+        del tree["spec"]
+        plain = json.loads(json.dumps(tree, allow_nan=False))
+        return {**self.spec.to_json(), **plain}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any], source: str) -> "WeightInfo":
+        """Read what :meth:`to_json` gives; ``source`` names the place in messages.
+
+        Raises:
+            WeightError: a value is missing, unknown or of the wrong type.
+        """
+        own = {item.name for item in fields(cls)} - {"spec"}
+        spec = NetworkSpec.from_json({k: v for k, v in tree.items() if k not in own}, source)
+        rest = {key: value for key, value in tree.items() if key in own}
+        arch = {"arch" if k == "architecture" else k: v for k, v in spec.to_json().items()}
+        return _validate(_INFO, {"spec": arch, **rest}, source)
+
+
+T = TypeVar("T")
+_SPEC = TypeAdapter(NetworkSpec)
+_INFO = TypeAdapter(WeightInfo)
+
+
+def _validate(adapter: TypeAdapter[T], tree: Mapping[str, Any], source: str) -> T:
+    try:
+        # The JSON form admits a list for a tuple, which strict mode refuses for Python objects.
+        return adapter.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise WeightError(f"{source}: its description of the network is wrong: {faults}") from error
+    except WeightError as error:
+        raise WeightError(f"{source}: {error}") from error
