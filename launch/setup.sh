@@ -9,8 +9,12 @@ if [ ! -x .venv/bin/python ]; then
   }
   "${PYTHON:-python3}" -m venv .venv
 fi
-# uv installs the same wheels as pip in a tenth of the time, and checks the lock's hashes.
-uv_pin=$(grep -oE '^uv==[0-9.]+' requirements.lock)
-[ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" = "${uv_pin#uv==}" ] ||
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$uv_pin"
+# uv installs the same wheels as pip in a tenth of the time, and checks the lock's hashes. pip takes
+# uv itself by its own lines of the lock: the pin and the hashes under it.
+uv_lines=$(sed -n '/^uv==/,/[^\\]$/p' requirements.lock)
+uv_version=$(sed -nE 's/^uv==([0-9.]+).*/\1/p' <<<"$uv_lines")
+if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" != "$uv_version" ]; then
+  printf '%s\n' "$uv_lines" >.venv/uv.lock
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock -e ".${1:-}"

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from videogn.distributed import launched, rank_of_environment
@@ -27,6 +28,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # pytorchvideo compiles an activation we do not use while it is imported.
+    warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="videogn: %(levelname)s: %(message)s")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())

@@ -259,7 +259,7 @@ _Loader.add_implicit_resolver(
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     loader.flatten_mapping(node)
     pairs = [
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))  # type: ignore[no-untyped-call]
+        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
         for key, value in node.value
     ]
     seen: dict[Any, Any] = {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -136,7 +137,7 @@ def encode_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
             container.mux(packet)
 
 
-def _packets(stream: "av.VideoStream", frames: np.ndarray) -> Iterator["av.Packet"]:
+def _packets(stream: av.VideoStream, frames: np.ndarray) -> Iterator[Any]:
     for frame in frames:
         yield from stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
     yield from stream.encode(None)

@@ -118,7 +118,7 @@ def _score_views(
 
 def _mean_over_crops(scores: Tensor, num_clips: int) -> np.ndarray:
     """(num_clips * num_crops, K), clip by clip, to (num_clips, K)."""
-    return np.asarray(scores.unflatten(0, (num_clips, -1)).mean(1).numpy())
+    return np.asarray(scores.view(num_clips, -1, scores.shape[1]).mean(1).numpy())
 
 
 def collect(

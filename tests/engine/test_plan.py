@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from videogn.config import TrainConfig
+from videogn.engine.plan import MemoryPlan, make_plan, probe_memory
+from videogn.errors import RunError
+
+
+def test_kinetics_numbers_of_the_released_recipe() -> None:
+    plan = make_plan(TrainConfig(), num_videos=234_643, world_size=8)
+    assert plan.global_batch == 64
+    assert plan.schedule.learning_rate == 0.01
+    assert plan.schedule.milestones == (150_000, 300_000)
+    assert round(plan.epochs) == 109
+    assert not any("note" in line for line in plan.lines())
+
+
+def test_fewer_gpus_scale_the_rate_and_say_what_happens_to_the_epochs() -> None:
+    plan = make_plan(TrainConfig(), num_videos=234_643, world_size=1)
+    assert plan.schedule.learning_rate == pytest.approx(0.01 / 8)
+    text = "\n".join(plan.lines())
+    assert "train.iterations=3200000" in text
+    assert "8 clips per GPU x 1 process = 8 clips" in text
+
+
+def test_memory_refusal_names_the_largest_batch_that_fits() -> None:
+    plan = MemoryPlan(
+        state_bytes=2**30, clip_bytes=2**30, available_bytes=6 * 2**30, clips_per_gpu=8
+    )
+    with pytest.raises(RunError, match="at most 5 clips fit"):
+        plan.check()
+    MemoryPlan(2**30, 2**30, 9 * 2**30, 8).check()
+
+
+def test_probe_counts_what_the_backward_pass_needs() -> None:
+    model = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5))
+    plan = probe_memory(model, torch.zeros(1, 10), clips_per_gpu=3, processes_on_device=1)
+    weights = sum(p.numel() for p in model.parameters()) * 4
+    assert plan.state_bytes == 3 * weights
+    # The input (10), the output of the ReLU (20) and log-probabilities (5), with a few scalars.
+    assert (10 + 20 + 5) * 4 <= plan.clip_bytes <= (10 + 20 + 5) * 4 + 64
+    assert plan.clips_per_gpu == 3
