@@ -50,11 +50,19 @@ def blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return np.kron(coarse, np.ones((4, 4)))[: shape[0], : shape[1]]
 
 
+def rings(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Circles round the middle of a random period and phase, (H, W) in [0, 1]."""
+    rows, columns = (np.arange(size) - (size - 1) / 2 for size in shape)
+    radius = np.hypot(rows[:, None], columns[None, :])
+    return _wave(radius / rng.uniform(4, 8) + rng.uniform())
+
+
 TEXTURES: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
     "stripes across": stripes_across,
     "stripes down": stripes_down,
     "checks": checks,
     "blotches": blotches,
+    "rings": rings,
 }
 """Appearance label -> painter, in label order."""
 
