@@ -1,0 +1,182 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videogn.cli import main
+from videogn.data.decode import PyAVReader
+from videogn.files import sha256_of
+from videogn.models.weights import load_model, read_info
+
+
+@pytest.fixture
+def trained(tiny) -> Path:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), f"out={out}", "train.iterations=4"]) == 0
+    return out
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    return capsys.readouterr().err
+
+
+def results_of(folder: Path) -> tuple[dict, dict]:
+    with np.load(folder / "scores.npz") as scores:
+        return json.loads((folder / "results.json").read_text()), dict(scores)
+
+
+def test_results_hold_the_promised_keys_in_list_order(tiny, trained: Path, capsys) -> None:
+    assert main(["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]) == 0
+    results, scores = results_of(trained / "test")
+    listed = [line.split() for line in tiny.val_list.read_text().splitlines()]
+    assert scores["video"].tolist() == [name for name, _ in listed]
+    assert scores["label"].tolist() == [int(label) for _, label in listed]
+    assert scores["ok"].dtype == bool
+    assert scores["ok"].all()
+    assert scores["clip_probs"].shape == scores["clip_logits"].shape == (7, 3, 4)
+    np.testing.assert_array_equal(scores["probs"], scores["clip_probs"].mean(1))
+    np.testing.assert_allclose(scores["clip_probs"].sum(2), 1, atol=1e-5)
+    right = scores["probs"].argmax(1) == scores["label"]
+    assert results["top1"] == pytest.approx(100 * right.mean())
+    assert results["top5"] == 100
+    assert (results["num_videos"], results["num_failed"], results["failed"]) == (7, 0, [])
+    last = trained / "checkpoints" / "last.safetensors"
+    assert results["checkpoint_sha256"] == sha256_of(last)
+    assert (results["weights"], results["protocol"], results["world_size"]) == ("last", "paper", 1)
+    assert f"top-1 {results['top1']:.2f} %" in capsys.readouterr().out
+
+
+def test_scores_equal_a_recomputation_by_hand(tiny, trained: Path) -> None:
+    """Frames, positions, scaling, normalisation, network and averages, without the loader."""
+    assert main(["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]) == 0
+    _, scores = results_of(trained / "test")
+    path = trained / "checkpoints" / "last.safetensors"
+    network, info = load_model(path), read_info(path)
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (info.mean, info.std))
+    video = PyAVReader(str(tiny.val_list.parent / str(scores["video"][3])))
+    span = (8 - 1) * 1 + 1
+    for clip in range(3):
+        start = round(clip * (video.num_frames - span) / 2)
+        frames = torch.from_numpy(video.frames(range(start, start + 8))).permute(3, 0, 1, 2)
+        scaled = torch.nn.functional.interpolate(
+            frames.transpose(0, 1).float(), size=(32, 32), mode="bilinear"
+        ).round()
+        clips = ((scaled.transpose(0, 1) / 255 - mean) / std)[None]
+        with torch.inference_mode():
+            located = network.forward_locations(clips)[0].flatten(1)
+        # Scaling is done in 8 bits there and in floats here: half a level apart at most.
+        np.testing.assert_allclose(
+            scores["clip_probs"][3, clip], located.softmax(0).mean(1), atol=2e-3
+        )
+
+
+@pytest.mark.parametrize(
+    "words", [["test.views_per_pass=1"], ["data.num_workers=2"], ["test.views_per_pass=2"]]
+)
+def test_batches_and_workers_do_not_matter(tiny, trained: Path, words: list[str]) -> None:
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    assert main([*command, "--out", str(tiny.folder / "a")]) == 0
+    assert main([*command, "--out", str(tiny.folder / "b"), *words]) == 0
+    first, second = results_of(tiny.folder / "a")[1], results_of(tiny.folder / "b")[1]
+    np.testing.assert_allclose(first["clip_logits"], second["clip_logits"], atol=1e-5)
+
+
+def test_failed_videos_are_listed_wrong_and_nan(tiny, trained: Path, capsys) -> None:
+    root = tiny.val_list.parent
+    lines = tiny.val_list.read_text().splitlines()
+    truncated = tiny.folder / "cut.mp4"
+    truncated.write_bytes((root / lines[0].split()[0]).read_bytes()[:900])
+    listed = tiny.folder / "list.txt"
+    listed.write_text("\n".join([lines[0], "absent file.mp4 1", f"{truncated} 2", lines[1]]))
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    assert main([*command, f"data.test={listed}", f"data.root={root}"]) == 0
+    results, scores = results_of(trained / "test")
+    assert scores["ok"].tolist() == [True, False, False, True]
+    for key in ("probs", "clip_probs", "clip_logits"):
+        assert np.isnan(scores[key][1:3]).all()
+        assert np.isfinite(scores[key][[0, 3]]).all()
+    assert results["num_failed"] == 2
+    assert [failure["path"] for failure in results["failed"]] == ["absent file.mp4", str(truncated)]
+    assert all(failure["reason"] for failure in results["failed"])
+    right = scores["probs"][[0, 3]].argmax(1) == scores["label"][[0, 3]]
+    assert results["top1"] == 100 * right.sum() / 4
+    assert "warning: 2 of 4 videos" in capsys.readouterr().out
+
+
+def test_list_of_failures_only_is_an_error(tiny, trained: Path, capsys) -> None:
+    listed = tiny.folder / "list.txt"
+    listed.write_text("absent.mp4 1\n")
+    words = ["test", trained / "config.yaml", "--checkpoint", trained, f"data.test={listed}"]
+    assert "none of its 1 videos" in error_of(capsys, *words)
+    assert results_of(trained / "test")[0]["num_failed"] == 1
+
+
+def test_crops_and_centre(tiny, trained: Path) -> None:
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    assert main([*command, "--out", str(tiny.folder / "a"), "test.num_crops=3"]) == 0
+    assert results_of(tiny.folder / "a")[1]["clip_probs"].shape == (7, 3, 4)
+    words = ["test.protocol=center", "clip.crop_size=24"]
+    assert main([*command, "--out", str(tiny.folder / "b"), *words]) == 0
+    assert results_of(tiny.folder / "b")[0]["crop_size"] == 24
+
+
+def test_checkpoint_of_another_network_is_refused(tiny, trained: Path, capsys) -> None:
+    words = ["test", trained / "config.yaml", "--checkpoint", trained]
+    for change, named in (("model.norm=bn", "norm"), ("model.num_classes=5", "num_classes")):
+        message = error_of(capsys, *words, change)
+        assert named in message
+        assert "last.safetensors" in message
+    assert not (trained / "test").exists()
+
+
+def test_wrong_checkpoints_and_folders_are_one_message(tiny, trained: Path, capsys) -> None:
+    words = ["test", trained / "config.yaml", "--checkpoint"]
+    text = tiny.folder / "text.pth"
+    text.write_text("no weights")
+    assert "text.pth" in error_of(capsys, *words, text)
+    assert "absent.pth" in error_of(capsys, *words, tiny.folder / "absent.pth")
+    assert "checkpoints/last.safetensors" in error_of(capsys, *words, tiny.folder)
+    assert "training run" in error_of(capsys, *words, trained, "--out", trained)
+
+
+def test_test_folder_of_other_weights_or_list_is_kept(tiny, trained: Path, capsys) -> None:
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    out = ["--out", str(tiny.folder / "results")]
+    assert main([*command, *out]) == 0
+    assert main([*command, *out]) == 0  # the same test may be run again
+    before = (tiny.folder / "results" / "scores.npz").read_bytes()
+    assert "another list" in error_of(capsys, *command, *out, f"data.test={tiny.train_list}")
+    best = trained / "checkpoints" / "best.safetensors"
+    other = [*command[:-1], best, *out]
+    assert "another checkpoint" in error_of(capsys, *other)
+    assert (tiny.folder / "results" / "scores.npz").read_bytes() == before
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_ranks_write_the_same_scores(tiny, trained: Path) -> None:
+    """Seven videos on two ranks: uneven shards, every video once, bit-equal scores."""
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    assert main([*command, "--out", str(tiny.folder / "one")]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "videogn", *command, "--out", tiny.folder / "two", "--gpus", "2"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (one, ours), (two, theirs) = (results_of(tiny.folder / name) for name in ("one", "two"))
+    assert two["world_size"] == 2
+    assert {**one, "world_size": 2} == two
+    for key, values in ours.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(values, theirs[key], atol=1e-6)
+        else:
+            assert (values == theirs[key]).all()

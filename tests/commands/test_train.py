@@ -1,0 +1,279 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+from videogn.cli import main
+from videogn.commands import train as train_command
+from videogn.engine import trainer
+from videogn.engine.runs import RunFolder, read_log
+from videogn.models.weights import read_info, read_weights
+
+TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    ours, theirs = tensors_of(first), tensors_of(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def entries_of(folder: Path, *kinds: str) -> list[dict]:
+    entries = read_log(RunFolder(folder).log)
+    return [
+        {key: value for key, value in entry.items() if key not in TIMINGS}
+        for entry in entries
+        if entry["kind"] in kinds
+    ]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_a_run_leaves_what_it_promises(tiny, norm: str, capsys) -> None:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), f"out={out}", f"model.norm={norm}"]) == 0
+    folder = RunFolder(out)
+    assert yaml.safe_load(folder.config.read_text())["model"]["norm"] == norm
+    steps = entries_of(out, "train")
+    assert [entry["iteration"] for entry in steps] == [2, 3, 4, 6]
+    assert [entry["iteration"] for entry in entries_of(out, "val")] == [3, 6]
+    assert all(entry["num_videos"] == 7 for entry in entries_of(out, "val"))
+    assert read_info(folder.best).spec.norm == norm
+    assert read_weights(folder.last).training["iteration"] == 6
+    printed = capsys.readouterr().out
+    for part in ("4 clips per GPU x 1 process = 4 clips", "epochs of 12 videos", "eta", "clips/s"):
+        assert part in printed
+
+
+def test_learning_follows_the_logged_schedule(tiny) -> None:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), f"out={out}", "train.log_interval=1"]) == 0
+    rates = [entry["lr"] for entry in entries_of(out, "train")]
+    # Milestones at 0.375 and 0.75 of 6 iterations: after 2 and after 4 (2.25 and 4.5 rounded).
+    assert rates == pytest.approx([0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005])
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_a_broken_run_goes_on_bit_for_bit(tiny, norm: str, monkeypatch) -> None:
+    words = ["train", str(tiny.config), f"model.norm={norm}"]
+    unbroken, broken = tiny.folder / "unbroken", tiny.folder / "broken"
+    assert main([*words, f"out={unbroken}"]) == 0
+
+    real_step = trainer.train_step
+
+    def dying_step(run: object, batch: object, iteration: int) -> object:
+        if iteration == 5:
+            raise KeyboardInterrupt
+        return real_step(run, batch, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", dying_step)
+        assert main([*words, f"out={broken}"]) == 130
+    assert read_weights(RunFolder(broken).last).training["iteration"] == 4
+    assert main([*words, f"out={broken}", "data.num_workers=1"]) == 0
+    for name in ("last", "best"):
+        assert_same_tensors(getattr(RunFolder(unbroken), name), getattr(RunFolder(broken), name))
+    assert entries_of(broken, "train", "val") == entries_of(unbroken, "train", "val")
+
+
+def test_complete_run_is_left_alone(tiny, capsys) -> None:
+    words = ["train", str(tiny.config), f"out={tiny.folder / 'run'}"]
+    assert main(words) == 0
+    before = RunFolder(tiny.folder / "run").last.read_bytes()
+    assert main(words) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert RunFolder(tiny.folder / "run").last.read_bytes() == before
+
+
+def test_dry_run_checks_everything_and_writes_nothing(tiny, capsys) -> None:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), "--dry-run", f"out={out}"]) == 0
+    assert not out.exists()
+    printed = capsys.readouterr().out
+    for part in ("lr ", "iterations", "19 videos decode", "memory", "eta", "dry run"):
+        assert part in printed
+
+
+def test_dry_run_names_the_video_that_cannot_be_read(tiny, capsys) -> None:
+    listed = tiny.folder / "bad.txt"
+    broken = tiny.folder / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    listed.write_text(f"{broken} 1\n")
+    message = error_of(capsys, "train", tiny.config, "--dry-run", f"data.train={listed}")
+    assert "broken.mp4" in message
+
+
+def test_bad_video_in_training_is_replaced_and_told(tiny, capsys) -> None:
+    lines = tiny.train_list.read_text().splitlines()
+    listed = tiny.folder / "list.txt"
+    listed.write_text("\n".join([*lines, "train/absent.mp4 2"]))
+    out = tiny.folder / "run"
+    words = [f"data.train={listed}", f"data.root={tiny.train_list.parent}", f"out={out}"]
+    assert main(["train", str(tiny.config), *words, "train.iterations=12"]) == 0
+    [failure] = entries_of(out, "failed_video")
+    assert failure["path"].endswith("absent.mp4")
+    assert capsys.readouterr().out.count("warning: replaced") == 1
+
+
+def test_too_many_bad_videos_stop_the_run_with_their_names(tiny, capsys) -> None:
+    lines = tiny.train_list.read_text().splitlines()
+    listed = tiny.folder / "list.txt"
+    listed.write_text("\n".join([*lines, "a/absent.mp4 2", "b/absent.mp4 2", "c/absent.mp4 1"]))
+    words = [f"data.train={listed}", f"data.root={tiny.train_list.parent}", "train.iterations=12"]
+    message = error_of(capsys, "train", tiny.config, *words, f"out={tiny.folder / 'run'}")
+    assert "max_failed_fraction" in message
+    assert "absent.mp4" in message
+
+
+def test_bad_validation_video_counts_as_wrong(tiny) -> None:
+    lines = tiny.val_list.read_text().splitlines()
+    listed = tiny.folder / "val.txt"
+    listed.write_text("\n".join([*lines, "val/absent.mp4 0"]))
+    out = tiny.folder / "run"
+    (tiny.folder / "val").symlink_to(tiny.val_list.parent / "val")
+    assert main(["train", str(tiny.config), f"data.val={listed}", f"out={out}"]) == 0
+    assert entries_of(out, "val")[-1]["num_videos"] == 8
+
+
+def test_exploding_loss_stops_before_it_is_saved(tiny, capsys) -> None:
+    out = tiny.folder / "run"
+    message = error_of(
+        capsys, "train", tiny.config, f"out={out}", "train.base_lr=1e30", "train.iterations=50"
+    )
+    assert "not finite" in message
+    last = RunFolder(out).last
+    assert not last.exists() or read_weights(last).info
+
+
+def test_wrong_inputs_are_one_message_each(tiny, capsys, tmp_path: Path) -> None:
+    run = ("train", tiny.config, f"out={tmp_path / 'run'}")
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.mp4 9\n")
+    assert "list.txt:1" in error_of(capsys, *run, f"data.train={listed}")
+    listed.write_text("")
+    assert "list.txt" in error_of(capsys, *run, f"data.train={listed}")
+    listed.write_text("a.mp4 1\na.mp4 2\n")
+    assert "list.txt:2" in error_of(capsys, *run, f"data.train={listed}")
+    assert "absent.txt" in error_of(capsys, *run, "data.train=absent.txt")
+    assert "data.train is not set" in error_of(capsys, *run, "data.train=")
+    assert "absent.safetensors" in error_of(capsys, *run, "model.weights=absent.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_folder_of_another_run_is_refused(tiny, capsys) -> None:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), f"out={out}"]) == 0
+    before = RunFolder(out).last.read_bytes()
+    message = error_of(capsys, "train", tiny.config, f"out={out}", "train.base_lr=0.1")
+    assert "train.base_lr: 0.05 there, 0.1 now" in message
+    assert "resume=auto" in error_of(capsys, "train", tiny.config, f"out={out}", "resume=never")
+    assert RunFolder(out).last.read_bytes() == before
+
+
+def test_damaged_checkpoint_is_not_gone_on_from(tiny, capsys) -> None:
+    out = tiny.folder / "run"
+    assert main(["train", str(tiny.config), f"out={out}"]) == 0
+    last = RunFolder(out).last
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert "last.safetensors" in error_of(capsys, "train", tiny.config, f"out={out}")
+
+
+def test_starts_from_a_weight_file_and_takes_its_input_scale(tiny, capsys) -> None:
+    first, second = tiny.folder / "first", tiny.folder / "second"
+    scale = ["data.mean=[0.1,0.2,0.3]", "data.std=[0.4,0.5,0.6]"]
+    assert main(["train", str(tiny.config), f"out={first}", *scale]) == 0
+    weights = f"model.weights={RunFolder(first).best}"
+    assert main(["train", str(tiny.config), f"out={second}", weights]) == 0
+    assert read_info(RunFolder(second).last).mean == (0.1, 0.2, 0.3)
+    message = error_of(
+        capsys, "train", tiny.config, f"out={tiny.folder / 'x'}", weights, "model.norm=bn"
+    )
+    assert "norm" in message
+
+
+def test_inherited_input_scale_may_not_contradict_the_weights(tiny, capsys) -> None:
+    first = tiny.folder / "first"
+    assert main(["train", str(tiny.config), f"out={first}"]) == 0
+    child = tiny.folder / "child.yaml"
+    base = yaml.safe_load(tiny.config.read_text())
+    base["data"] |= {"mean": [0.1, 0.1, 0.1], "std": [0.2, 0.2, 0.2]}
+    (tiny.folder / "base.yaml").write_text(yaml.safe_dump(base))
+    child.write_text("_BASE_: base.yaml\n")
+    words = [f"model.weights={RunFolder(first).last}", f"out={tiny.folder / 'second'}"]
+    message = error_of(capsys, "train", child, *words)
+    assert "data.mean=[0.1, 0.1, 0.1] contradicts [0.45, 0.45, 0.45]" in message
+    insisting = [*words, "data.mean=[0.1,0.1,0.1]", "data.std=[0.2,0.2,0.2]"]
+    assert main(["train", str(child), *insisting]) == 0
+    assert read_info(RunFolder(tiny.folder / "second").last).mean == (0.1, 0.1, 0.1)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_ranks_see_the_same_samples_and_learn_the_same(tiny) -> None:
+    """GN without dropout: gradients of 2 x 2 clips are those of 4 up to the order of sums."""
+    words = [sys.executable, "-m", "videogn", "train", str(tiny.config), "model.dropout=0.0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for out, more in (("one", []), ("two", ["--gpus", "2", "train.clips_per_gpu=2"])):
+        done = subprocess.run(
+            [*words, f"out={tiny.folder / out}", *more],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (tensors_of(RunFolder(tiny.folder / out).last) for out in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(
+        entries_of(tiny.folder / "one", "train", "val"),
+        entries_of(tiny.folder / "two", "train", "val"),
+        strict=True,
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_failing_rank_ends_the_job_with_one_message(tiny) -> None:
+    words = ["train", str(tiny.config), "--gpus", "2", f"out={tiny.folder / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "videogn", *words, "train.base_lr=1e30", "train.iterations=50"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_more_gpus_than_there_are_is_refused(tiny, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "has 1 GPUs" in error_of(capsys, "train", tiny.config, "--gpus", 2)
+
+
+def test_shipped_kinetics_config_names_its_missing_files(capsys, monkeypatch, tmp_path) -> None:
+    configs = Path(train_command.__file__).parents[2] / "configs"
+    monkeypatch.chdir(tmp_path)
+    message = error_of(capsys, "train", configs / "kinetics400" / "i3d_r50_gn_32x2_b8.yaml")
+    assert "weights/i3d_r50_gn.safetensors" in message
