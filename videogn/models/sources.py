@@ -36,6 +36,10 @@ COUNTER = "num_batches_tracked"
 """BN's count of batches, the one integer tensor; older files lack it."""
 
 
+TORCH_STARTS = (b"PK\x03\x04", b"\x80")
+"""First bytes of torch's files: a zip archive, or in the legacy format a pickle."""
+
+
 @dataclass(frozen=True)
 class Source2D:
     """Checked weights of a 2D bottleneck ResNet.
@@ -107,25 +111,33 @@ def read_source(path: str | Path) -> Source2D:
 
 
 def _load_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith(TORCH_STARTS):
+        raise WeightError(
+            f"{path}: is neither a safetensors nor a torch weight file, or is damaged; "
+            "give 2D weights, or copy it again"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            raise WeightError(
-                f"{path}: is neither a safetensors nor a torch weight file, or is damaged; "
-                "copy it again"
-            ) from error
+            raise _damaged(path, error) from error
         raise WeightError(
             f"{path}: refused, for it asks to load {found[1]}, and loading it could run code; "
             "where you trust it, save its tensors alone: torch.save(model.state_dict(), PATH)"
         ) from error
     except Exception as error:
         # torch raises errors of many kinds for damaged files, none of which it documents.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightError(
-            f"{path}: is damaged, cut off or no torch weight file ({reason}); copy it again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WeightError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return WeightError(
+        f"{path}: is damaged, cut off or no torch weight file ({reason}); copy it again"
+    )
 
 
 def _is_own(path: Path) -> bool:
