@@ -35,7 +35,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
         _flush_to_disk(target.parent)
     except OSError as error:
-        raise RunError(f"{target}: cannot be written: {error.strerror or error}{_free(target)}") from error
+        raise RunError(
+            f"{target}: cannot be written: {error.strerror or error}{_free(target)}"
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

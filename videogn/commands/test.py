@@ -21,7 +21,7 @@ from videogn.engine.evaluator import EvalResult, VideoScore, accuracy, collect, 
 from videogn.engine.results import RESULTS, check_test_folder, write_results
 from videogn.engine.runs import RunFolder
 from videogn.errors import RunError, WeightError
-from videogn.models.weights import WeightFile, load_into, read_weights
+from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
 
 PROGRESS_SECONDS = 10.0
 Triple = tuple[float, float, float]
@@ -83,7 +83,7 @@ def prepare(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Prepare
     config = loaded.config
     file = checkpoint_file(checkpoint)
     weights = read_weights(file)
-    weights.check_spec(spec_of(config.model))
+    check_spec(spec_of(config.model), weights)
     mean, std = input_scale(loaded, weights.info, str(file))
     videos = list_of(config.data, "test", config.model.num_classes, weights.info.class_names)
     prepared = Prepared(

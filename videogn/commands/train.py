@@ -13,7 +13,7 @@ from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import build_model, input_scale, list_of, spec_of
 from videogn.config import Config, LoadedConfig, load_config
 from videogn.data.annotations import VideoList, VideoRecord
-from videogn.data.dataset import TrainDataset, ValDataset
+from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.decode import READERS
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
 from videogn.distributed import World, barrier, joined_world
@@ -25,7 +25,7 @@ from videogn.engine.runs import RunFolder, RunLog, check_folder, claim
 from videogn.engine.trainer import Run, train, train_step, validate, wrap_for_ranks
 from videogn.errors import DecodeError, RunError
 from videogn.models.spec import WeightInfo
-from videogn.models.weights import WeightFile, load_into, read_weights
+from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
 
 DRY_RUN_VIDEOS = 20
 
@@ -82,6 +82,8 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     check_folder(RunFolder(Path(config.out)), config)
     num_classes = config.model.num_classes
     weights = read_weights(config.model.weights) if config.model.weights else None
+    if weights is not None:
+        check_spec(spec_of(config.model), weights)
     names = weights.info.class_names if weights else None
     train_list = list_of(config.data, "train", num_classes, names)
     val_list = None
@@ -207,18 +209,16 @@ def _triple(values: tuple[float, float, float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def train_dataset(config: Config, videos: VideoList) -> TrainDataset:
-    """The training clips of a config."""
+def random_clips(config: Config) -> RandomClips:
+    """How a config's training and validation clips are drawn."""
     clip = config.clip
-    return TrainDataset(
-        videos.records,
+    return RandomClips(
         num_frames=clip.num_frames,
         frame_stride=clip.frame_stride,
         short_side_min=clip.short_side_min,
         short_side_max=clip.short_side_max,
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
-        seed=config.seed,
         reader=config.data.reader,
     )
 
@@ -235,25 +235,15 @@ def _train_loader(
         first_step=first_step,
         last_step=prepared.plan.iterations,
     )
-    dataset = train_dataset(config, prepared.train_list)
+    dataset = TrainDataset(prepared.train_list.records, random_clips(config), config.seed)
     return iter(build_train_loader(dataset, batches, config.data.num_workers))
 
 
 def _validation(prepared: Prepared, run: Run) -> Callable[[], Tally] | None:
     if prepared.val_list is None:
         return None
-    config, clip = prepared.config, prepared.config.clip
-    dataset = ValDataset(
-        prepared.val_list.records,
-        num_frames=clip.num_frames,
-        frame_stride=clip.frame_stride,
-        short_side_min=clip.short_side_min,
-        short_side_max=clip.short_side_max,
-        crop_size=clip.crop_size,
-        flip_probability=clip.flip_probability,
-        seed=config.seed,
-        reader=config.data.reader,
-    )
+    config = prepared.config
+    dataset = ValDataset(prepared.val_list.records, random_clips(config), config.seed)
     loader = build_val_loader(
         dataset,
         run.world.shard(len(prepared.val_list.records)),

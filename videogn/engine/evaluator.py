@@ -19,13 +19,13 @@ class VideoScore:
     """Scores of one video; ``reason`` says why there are none.
 
     Attributes:
-        index: place in the list.
+        place: where the video stands in the list.
         clip_logits: (num_clips, K) float32, mean over locations and crops.
         clip_probs: (num_clips, K) float32, softmax at each location, mean over locations and
             crops.
     """
 
-    index: int
+    place: int
     clip_logits: np.ndarray | None
     clip_probs: np.ndarray | None
     reason: str | None
@@ -82,18 +82,18 @@ def score_videos(
     network.eval()
     for video in videos:
         if video.views is None:
-            yield VideoScore(video.index, None, None, video.reason)
+            yield VideoScore(video.place, None, None, video.reason)
             continue
         with torch.inference_mode():
             logits, probs = zip(
                 *(
                     _score_views(network, views, mean, std, device, precision)
-                    for views in video.views.split(views_per_pass)
+                    for views in torch.split(video.views, views_per_pass)
                 ),
                 strict=True,
             )
         yield VideoScore(
-            video.index,
+            video.place,
             _mean_over_crops(torch.cat(logits), num_clips),
             _mean_over_crops(torch.cat(probs), num_clips),
             None,
@@ -138,13 +138,13 @@ def collect(
     )
     seen = np.zeros(num_videos, dtype=np.int64)
     for score in scores:
-        seen[score.index] += 1
+        seen[score.place] += 1
         if score.clip_logits is None or score.clip_probs is None:
-            table.reasons[score.index] = score.reason or "unknown"
+            table.reasons[score.place] = score.reason or "unknown"
             continue
-        table.ok[score.index] = True
-        table.clip_logits[score.index] = score.clip_logits
-        table.clip_probs[score.index] = score.clip_probs
+        table.ok[score.place] = True
+        table.clip_logits[score.place] = score.clip_logits
+        table.clip_probs[score.place] = score.clip_probs
     if (seen != 1).any():
         wrong = np.flatnonzero(seen != 1)[:10].tolist()
         raise RunError(f"videos {wrong} of the list were not scored exactly once; nothing written")

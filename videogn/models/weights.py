@@ -124,11 +124,11 @@ def load_model(path: str | Path) -> nn.Module:
     return network.eval()
 
 
-def load_into(model: nn.Module, spec: NetworkSpec, file: WeightFile) -> None:
-    """Put the weights of a file into a network that is ``spec``.
+def check_spec(spec: NetworkSpec, file: WeightFile) -> None:
+    """Refuse a file whose network is not ``spec``.
 
     Raises:
-        WeightError: the file is of another network; nothing has been loaded then.
+        WeightError: naming every difference with both values.
     """
     differences = spec.differences(file.info.spec)
     if differences:
@@ -137,6 +137,15 @@ def load_into(model: nn.Module, spec: NetworkSpec, file: WeightFile) -> None:
             for key, (wanted, stored) in differences.items()
         )
         raise WeightError(f"{file.path}: is of another network: {faults}")
+
+
+def load_into(model: nn.Module, spec: NetworkSpec, file: WeightFile) -> None:
+    """Put the weights of a file into a network that is ``spec``.
+
+    Raises:
+        WeightError: the file is of another network; nothing has been loaded then.
+    """
+    check_spec(spec, file)
     _check_names_and_shapes(file, model)
     model.load_state_dict(file.state)
 

@@ -1,0 +1,263 @@
+"""Lists of labelled videos in the three forms users have, read into one record type."""
+
+import csv
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from videogn.errors import AnnotationError
+
+logger = logging.getLogger("videogn")
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".flv"}
+    | {".wmv", ".asf", ".ogv", ".3gp"}
+)
+KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+MAX_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One labelled video.
+
+    Attributes:
+        path: the file to open.
+        label: class index.
+        name: the path as the list gives it.
+    """
+
+    path: str
+    label: int
+    name: str
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """The videos of a list, in its order.
+
+    Attributes:
+        source: where it was read.
+        class_names: in label order, where the list tells.
+    """
+
+    source: str
+    records: tuple[VideoRecord, ...]
+    class_names: tuple[str, ...] | None
+
+
+def read_videos(
+    source: str,
+    *,
+    num_classes: int,
+    root: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> VideoList:
+    """Read a list file, a class-folder tree or a Kinetics csv, whichever ``source`` is.
+
+    - list file: a line is ``path label``, separated by white space or a comma; the label stands
+      on the right, so a path may hold both;
+    - tree: ``<source>/<class>/…/<video>``;
+    - Kinetics csv: columns ``label,youtube_id,time_start,time_end[,split]``, files named
+      ``<youtube_id>_<start>_<end>.*`` anywhere under the root.
+
+    Args:
+        root: where relative paths start; by default the folder of the list.
+        class_names: in label order; where None, a tree's and a csv's classes in sorted order.
+
+    Raises:
+        AnnotationError: listing every fault as ``file:line``.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise AnnotationError(f"{source}: no such list of videos; give a list file, tree or csv")
+    if path.is_dir():
+        videos = _read_tree(path, num_classes, class_names)
+    else:
+        text = _read_text(path)
+        folder = Path(root) if root is not None else path.parent
+        if _is_kinetics_csv(text):
+            videos = _read_kinetics_csv(path, text, folder, num_classes, class_names)
+        else:
+            videos = _read_list(path, text, folder, num_classes, class_names)
+    if not videos.records:
+        raise AnnotationError(f"{source}: names no video")
+    return videos
+
+
+@dataclass
+class _Faults:
+    """What is wrong with a list, told all at once."""
+
+    source: str
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, line: int, text: str) -> None:
+        self.lines.append(f"{self.source}:{line}: {text}")
+
+    def raise_if_any(self) -> None:
+        if not self.lines:
+            return
+        shown = self.lines[:MAX_FAULTS]
+        if len(self.lines) > len(shown):
+            shown.append(f"and {len(self.lines) - len(shown)} more")
+        raise AnnotationError("\n".join(shown))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: is no list of videos: not UTF-8 text") from error
+
+
+def _read_list(
+    path: Path, text: str, root: Path, num_classes: int, class_names: Sequence[str] | None
+) -> VideoList:
+    faults = _Faults(str(path))
+    entries = []
+    # Not str.splitlines: a path may hold a character that it takes for the end of a line.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        name, label = _split_label(line)
+        if not name:
+            faults.add(number, f"{line.strip()!r} is not of the form `path label`")
+            continue
+        try:
+            entries.append((number, name, int(label)))
+        except ValueError:
+            faults.add(number, f"the label {label!r} of {name!r} is not an integer")
+    records = _checked(entries, root, num_classes, faults)
+    return VideoList(str(path), records, tuple(class_names) if class_names else None)
+
+
+def _split_label(line: str) -> tuple[str, str]:
+    """``path, label`` or ``path label``, divided at the last comma or white space."""
+    line = line.strip()
+    cut = max((i for i, char in enumerate(line) if char == "," or char.isspace()), default=-1)
+    if cut < 0:
+        return "", line
+    return line[:cut].rstrip().removesuffix(",").rstrip(), line[cut + 1 :]
+
+
+def _checked(
+    entries: Sequence[tuple[int, str, int]], root: Path, num_classes: int, faults: _Faults
+) -> tuple[VideoRecord, ...]:
+    """Records of (line, name, label) entries: labels in range, no video twice.
+
+    Raises:
+        AnnotationError: with these faults and those found before.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+    records, num_repeated = [], 0
+    for line, name, label in entries:
+        if not 0 <= label < num_classes:
+            faults.add(
+                line,
+                f"the label {label} of {name!r} is outside 0 … {num_classes - 1}; "
+                "mend it or set model.num_classes",
+            )
+            continue
+        path = os.path.normpath(root / name)
+        if path not in seen:
+            seen[path] = (line, label)
+            records.append(VideoRecord(path, label, name))
+        elif seen[path][1] == label:
+            num_repeated += 1
+        else:
+            faults.add(
+                line, f"{name!r} has label {label} here and {seen[path][1]} in line {seen[path][0]}"
+            )
+    faults.raise_if_any()
+    if num_repeated:
+        logger.warning("%s: %d repeated lines count once", faults.source, num_repeated)
+    return tuple(records)
+
+
+def _read_tree(root: Path, num_classes: int, class_names: Sequence[str] | None) -> VideoList:
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = _class_order(str(root), [p.name for p in folders], num_classes, class_names)
+    index = {name: label for label, name in enumerate(names)}
+    records = [
+        VideoRecord(str(path), index[folder.name], str(path.relative_to(root)))
+        for folder in folders
+        for path in sorted(_videos_under(folder))
+    ]
+    return VideoList(str(root), tuple(records), names)
+
+
+def _videos_under(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                yield Path(where, name)
+
+
+def _class_order(
+    source: str, found: Sequence[str], num_classes: int, class_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The class names in label order.
+
+    Raises:
+        AnnotationError: a found class is not among the given ones, or their number is wrong.
+    """
+    if class_names is not None:
+        unknown = sorted(set(found) - set(class_names))
+        if unknown:
+            raise AnnotationError(
+                f"{source}: classes {unknown[:5]} are not among the {len(class_names)} known ones, "
+                f"such as {list(class_names[:3])}"
+            )
+        return tuple(class_names)
+    if len(set(found)) != num_classes:
+        raise AnnotationError(
+            f"{source}: holds {len(set(found))} classes and model.num_classes is {num_classes}; "
+            f"set model.num_classes={len(set(found))}, or name the classes by the training list"
+        )
+    return tuple(sorted(set(found)))
+
+
+def _is_kinetics_csv(text: str) -> bool:
+    header = next(csv.reader([text.partition("\n")[0]]), [])
+    return "youtube_id" in [column.strip() for column in header]
+
+
+def _read_kinetics_csv(
+    path: Path, text: str, root: Path, num_classes: int, class_names: Sequence[str] | None
+) -> VideoList:
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    missing = [name for name in KINETICS_COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise AnnotationError(f"{path}:1: the csv has no column {', '.join(missing)}")
+    faults, lines = _Faults(str(path)), []
+    for row in rows:
+        stem = _kinetics_stem(row)
+        if stem is None or not row["label"]:
+            faults.add(rows.line_num, f"no label, id or whole seconds in {list(row.values())}")
+        else:
+            lines.append((rows.line_num, row["label"], stem))
+    faults.raise_if_any()
+    names = _class_order(str(path), [label for _, label, _ in lines], num_classes, class_names)
+    index = {name: label for label, name in enumerate(names)}
+    files = _files_by_stem(root)
+    entries = [(line, files.get(stem, f"{stem}.mp4"), index[label]) for line, label, stem in lines]
+    return VideoList(str(path), _checked(entries, root, num_classes, faults), names)
+
+
+def _kinetics_stem(row: dict[str, str]) -> str | None:
+    try:
+        start, end = (round(float(row[key])) for key in ("time_start", "time_end"))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}" if row["youtube_id"] else None
+
+
+def _files_by_stem(root: Path) -> dict[str, str]:
+    """Video files under a folder by their name without suffix, in one walk."""
+    return {path.stem: str(path.relative_to(root)) for path in sorted(_videos_under(root))}

@@ -1,0 +1,226 @@
+"""From a record to clips: one training clip per item, or all test views of one video.
+
+Shapes: C = 3 colours, T frames, H x W pixels. All randomness is a function of (seed, epoch,
+index), not of workers or ranks.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from videogn.data.annotations import VideoRecord
+from videogn.data.decode import READERS
+from videogn.data.sampling import random_clip, uniform_clips
+from videogn.data.transforms import (
+    augment,
+    center_crop,
+    clip_from_frames,
+    draw_augmentation,
+    resize_short_side,
+    three_crops,
+)
+from videogn.errors import DecodeError
+
+MAX_TRIES = 10
+
+
+class ClipSample(NamedTuple):
+    """One training or validation clip.
+
+    Attributes:
+        clip: (C, T, H, W) uint8; None where a validation video could not be read.
+        label: of the video the clip is of.
+        place: where it stands in the list.
+        failures: (path, reason) of each video tried before.
+    """
+
+    clip: Tensor | None
+    label: int
+    place: int
+    failures: tuple[tuple[str, str], ...]
+
+
+class VideoViews(NamedTuple):
+    """All test views of one video.
+
+    Attributes:
+        place: where it stands in the list.
+        views: (num_clips * num_crops, C, T, H, W) uint8, clip by clip; None where it failed.
+        reason: why it failed.
+    """
+
+    place: int
+    views: Tensor | None
+    reason: str | None
+
+
+class RandomClips:
+    """Draws one augmented clip of a video (non-local paper, section 4.1)."""
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        frame_stride: int,
+        short_side_min: int,
+        short_side_max: int,
+        crop_size: int,
+        flip_probability: float,
+        reader: str,
+    ) -> None:
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.short_side_min = short_side_min
+        self.short_side_max = short_side_max
+        self.crop_size = crop_size
+        self.flip_probability = flip_probability
+        self.reader = reader
+
+    def read(self, path: str, rng: np.random.Generator) -> Tensor:
+        """A clip (C, T, crop_size, crop_size) uint8 that ``rng`` decides.
+
+        Raises:
+            DecodeError: the video cannot be read.
+        """
+        with _memory_errors_named(path):
+            video = READERS[self.reader](path)
+            indices = random_clip(video.num_frames, self.num_frames, self.frame_stride, rng)
+            draw = draw_augmentation(
+                rng, self.short_side_min, self.short_side_max, self.flip_probability
+            )
+            clip = clip_from_frames(video.frames(indices))
+            return augment(clip, draw, self.crop_size).contiguous()
+
+
+class TrainDataset(Dataset[ClipSample]):
+    """Training clips by (epoch, index).
+
+    A video that cannot be decoded is replaced by another, drawn as a function of (seed, epoch,
+    index, try), with its own label, and is named in ``failures``.
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
+        self._records = records
+        self._clips = clips
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, key: tuple[int, int]) -> ClipSample:
+        epoch, index = key
+        chosen, failures = index, []
+        for attempt in range(MAX_TRIES):
+            rng = np.random.default_rng([self._seed, epoch, index, attempt])
+            if attempt:
+                chosen = int(rng.integers(len(self._records)))
+            record = self._records[chosen]
+            try:
+                clip = self._clips.read(record.path, rng)
+            except DecodeError as error:
+                failures.append((error.path, error.reason))
+            else:
+                return ClipSample(clip, record.label, chosen, tuple(failures))
+        raise DecodeError(
+            failures[-1][0],
+            f"{failures[-1][1]}; so were {MAX_TRIES - 1} videos tried before it: check the list",
+        )
+
+
+class ValDataset(Dataset[ClipSample]):
+    """One clip per video under training augmentation, drawn once and for all (paper, Figure 7)."""
+
+    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
+        self._records = records
+        self._clips = clips
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> ClipSample:
+        record = self._records[index]
+        try:
+            clip = self._clips.read(record.path, np.random.default_rng([self._seed, index]))
+        except DecodeError as error:
+            return ClipSample(None, record.label, index, ((error.path, error.reason),))
+        return ClipSample(clip, record.label, index, ())
+
+
+class TestDataset(Dataset[VideoViews]):
+    """All views of a video by its index; every video is decoded once for all its clips.
+
+    With protocol ``paper`` a view is the whole frame at the given short side, or one of three
+    squares along its longer side; with ``center`` it is the square of ``crop_size`` in the middle.
+    """
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        *,
+        num_frames: int,
+        frame_stride: int,
+        num_clips: int,
+        num_crops: int,
+        protocol: str,
+        short_side: int,
+        crop_size: int,
+        reader: str,
+    ) -> None:
+        self._records = records
+        self._num_frames = num_frames
+        self._frame_stride = frame_stride
+        self._num_clips = num_clips
+        self._num_crops = num_crops
+        self._protocol = protocol
+        self._short_side = short_side
+        self._crop_size = crop_size
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> VideoViews:
+        path = self._records[index].path
+        try:
+            with _memory_errors_named(path):
+                return VideoViews(index, self._read_views(path), None)
+        except DecodeError as error:
+            return VideoViews(index, None, error.reason)
+
+    def _read_views(self, path: str) -> Tensor:
+        video = READERS[self._reader](path)
+        clips = uniform_clips(
+            video.num_frames, self._num_frames, self._frame_stride, self._num_clips
+        )
+        # Clips overlap: each frame is converted and scaled once, then put where it is wanted.
+        unique, places = np.unique(clips, return_inverse=True)
+        frames = resize_short_side(clip_from_frames(video.frames(unique)), self._short_side)
+        where = torch.from_numpy(places.reshape(clips.shape))
+        cropped = self._crops(frames)
+        return torch.stack([crop[:, rows] for rows in where for crop in cropped])
+
+    def _crops(self, frames: Tensor) -> list[Tensor]:
+        if self._protocol == "center":
+            return [center_crop(frames, self._crop_size)]
+        return [frames] if self._num_crops == 1 else three_crops(frames)
+
+
+@contextmanager
+def _memory_errors_named(path: str) -> Iterator[None]:
+    """Tell which video a worker's memory limit was too small for."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DecodeError(path, "needs more memory than a worker may use") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise DecodeError(path, "needs more memory than a worker may use") from error

@@ -1,0 +1,323 @@
+"""Video files: frames by index, exactly those that a full decode gives.
+
+Shapes: T frames, H x W pixels, 3 colours (RGB). Files are opened under an allow-list of formats
+and protocols, so that none can make the decoder open another file or a network address.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from videogn.errors import DecodeError, UserError
+
+MAX_PIXELS = 1 << 25
+"""Largest frame that is decoded: a crafted header may ask for gigabytes."""
+MAX_SIDE = 16384
+OPEN_OPTIONS = {
+    # Neither list protects without the other: playlists are a format, http is a protocol.
+    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg",
+    "protocol_whitelist": "file",
+    "max_pixels": str(MAX_PIXELS),
+}
+OPEN_SECONDS = READ_SECONDS = 10.0
+KEPT_BYTES = 256 * 2**20
+"""Decoded frames are kept for :meth:`VideoReader.frames` up to this size, about 1900 of 340x256."""
+
+FrameIndices = Sequence[int] | np.ndarray
+
+
+class VideoReader(Protocol):
+    """One video, its frames addressed by index.
+
+    Attributes:
+        num_frames: frames of a full decode; what headers claim is not asked.
+    """
+
+    num_frames: int
+
+    def frames(self, indices: FrameIndices) -> np.ndarray:
+        """Frames by index, upright, (T, H, W, 3) uint8 RGB; an index may come more than once.
+
+        Raises:
+            DecodeError: the file cannot be decoded.
+            IndexError: an index is outside [0, num_frames).
+        """
+        ...
+
+
+class PyAVReader:
+    """Exact on every file: the whole stream is decoded once, in order, when the reader is made.
+
+    Only wanted frames are converted to RGB. The stream is the one ffmpeg calls best. Frames of a
+    video too large to keep are decoded a second time when they are asked for.
+
+    Raises:
+        DecodeError: the file is missing, unreadable, damaged or cut off.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._kept: list[av.VideoFrame] | None = []
+        self.num_frames = 0
+        kept_bytes = 0
+        for frame in _decode(path):
+            self.num_frames += 1
+            kept_bytes += _bytes_of(frame)
+            if kept_bytes > KEPT_BYTES:
+                self._kept = None
+            if self._kept is not None:
+                self._kept.append(frame)
+
+    def frames(self, indices: FrameIndices) -> np.ndarray:
+        """Frames by index, as :meth:`VideoReader.frames` says."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if len(wanted) == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
+            raise IndexError(f"{self._path}: frames {indices} of {self.num_frames}")
+        unique, places = np.unique(wanted, return_inverse=True)
+        with _errors_named(self._path, lambda: "while converting frames"):
+            converter = _RgbConverter()
+            images = [converter(frame) for frame in self._pick(unique)]
+        return np.stack(images)[places]
+
+    def _pick(self, unique: np.ndarray) -> Iterator[av.VideoFrame]:
+        if self._kept is not None:
+            yield from (self._kept[index] for index in unique)
+            return
+        remaining = iter(unique.tolist())
+        target = next(remaining)
+        for index, frame in enumerate(_decode(self._path)):
+            if index == target:
+                yield frame
+                target = next(remaining, -1)
+                if target < 0:
+                    return
+
+
+class DecordReader:
+    """decord's reader, for trusted files: some files crash the process it runs in.
+
+    Its frames are not those of a full decode in files with edit lists, packed B-frames or intra
+    refresh.
+
+    Raises:
+        DecodeError: decord cannot read the file.
+        UserError: decord is not installed.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            import decord
+        except ImportError as error:
+            raise UserError(
+                "data.reader=decord needs decord: pip install 'videogn[decord]' (Linux on x86-64)"
+            ) from error
+        self._path = path
+        _check_regular_file(path)
+        try:
+            self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+            self.num_frames = len(self._reader)
+        except (decord.DECORDError, RuntimeError, UnicodeDecodeError) as error:
+            raise DecodeError(path, f"decord: {_first_line(error)}") from error
+        if self.num_frames == 0:
+            raise DecodeError(path, "no frames")
+
+    def frames(self, indices: FrameIndices) -> np.ndarray:
+        """Frames by index, as :meth:`VideoReader.frames` says."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if len(wanted) == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
+            raise IndexError(f"{self._path}: frames {indices} of {self.num_frames}")
+        try:
+            return np.asarray(self._reader.get_batch(wanted).asnumpy())
+        except (RuntimeError, MemoryError) as error:  # decord's own error is a RuntimeError
+            raise DecodeError(self._path, f"decord: {_first_line(error)}") from error
+
+
+READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
+"""Value of ``data.reader`` -> what opens a file."""
+
+
+def _decode(path: str) -> Iterator[av.VideoFrame]:
+    """Every frame of the best video stream, in the order a player shows them.
+
+    Raises:
+        DecodeError: anything is wrong with the file, also when only its end is missing.
+    """
+    count = 0
+    with _errors_named(path, lambda: f"after {count} frames"), _opened(path) as container:
+        stream = _best_stream(path, container)
+        evidence = _Evidence(path, container, stream)
+        for packet in container.demux(stream):
+            evidence.see_packet(packet)
+            for frame in packet.decode():
+                evidence.see_frame(frame)
+                count += 1
+                yield frame
+        evidence.judge()
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    _check_regular_file(path)
+    # An absolute path cannot be taken for a "scheme:".
+    with av.open(
+        os.path.abspath(path),  # noqa: PTH100 - Path.absolute would keep ".." after a link
+        options=OPEN_OPTIONS,
+        timeout=(OPEN_SECONDS, READ_SECONDS),
+        metadata_errors="replace",
+    ) as container:
+        yield container
+
+
+def _check_regular_file(path: str) -> None:
+    # Before anything opens it: a named pipe would block, whatever the timeout.
+    if "\0" in path:
+        raise DecodeError(path.replace("\0", "\\0"), "the path holds a NUL character")
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        raise DecodeError(path, reason) from error
+    if not stat.S_ISREG(mode):
+        raise DecodeError(path, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
+
+
+def _best_stream(path: str, container: Any) -> Any:
+    stream = container.streams.best("video")
+    if stream is None:
+        raise DecodeError(path, "no video stream")
+    context = stream.codec_context
+    if max(context.width, context.height) > MAX_SIDE:
+        raise DecodeError(path, f"frames of {context.width}x{context.height} pixels are too large")
+    # The option given on opening bounds probing only, this one decoding.
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    # Frame threads swallow errors at the end of cut files; loader workers give the parallelism.
+    context.thread_type = "NONE"
+    return stream
+
+
+class _Evidence:
+    """Signs that a file was cut off or overwritten, gathered while it is decoded.
+
+    Found on real files cut at many places: mp4, avi and mpegts give a packet or frame marked
+    corrupt, or end early against their headers; a Matroska file is shorter than its segment says.
+    Not found: an mpegts file cut between packets, and a file cut in the last hundredth.
+    """
+
+    def __init__(self, path: str, container: Any, stream: Any) -> None:
+        self._path = path
+        self._format = container.format.name
+        self._stream = stream
+        self._packets = self._frames = 0
+        self._start = self._end = 0.0
+
+    def see_packet(self, packet: Any) -> None:
+        """Count a packet; the last, empty one flushes the decoder."""
+        self._packets += packet.size > 0
+        if packet.is_corrupt:
+            raise DecodeError(self._path, f"truncated or damaged after {self._frames} frames")
+
+    def see_frame(self, frame: av.VideoFrame) -> None:
+        """Count a frame and the time it is shown until."""
+        if frame.is_corrupt:
+            raise DecodeError(self._path, f"damaged at frame {self._frames}")
+        if frame.time is not None:
+            self._start = frame.time if self._frames == 0 else self._start
+            shown = frame.duration * float(frame.time_base or 0) if frame.duration else 0.0
+            self._end = max(self._end, frame.time + shown)
+        self._frames += 1
+
+    def judge(self) -> None:
+        """Compare what came with what the headers claim."""
+        if self._frames == 0:
+            raise DecodeError(self._path, "no frames")
+        if "matroska" in self._format:
+            self._judge_size()
+            return
+        claimed = self._stream.frames
+        short = self._packets < claimed - max(2, 0.01 * claimed)
+        # Edit lists hide frames that the header counts, but the stream's duration knows them.
+        if short and ("mov" not in self._format or self._ends_early()):
+            raise DecodeError(self._path, f"truncated: holds {self._packets} of {claimed} frames")
+
+    def _ends_early(self) -> bool:
+        if self._stream.duration is None:
+            return True
+        duration = float(self._stream.duration * self._stream.time_base)
+        return self._end - self._start < 0.99 * duration - 0.1
+
+    def _judge_size(self) -> None:
+        expected, size = _matroska_size(self._path), Path(self._path).stat().st_size
+        if expected is not None and size < expected:
+            raise DecodeError(self._path, f"truncated: holds {size} of {expected} bytes")
+
+
+SEGMENT_ID = bytes.fromhex("18538067")
+
+
+def _matroska_size(path: str) -> int | None:
+    """Bytes a Matroska or WebM file must have by its own header; None where it does not say."""
+    with Path(path).open("rb") as file:
+        head = file.read(256)
+    length, width = _ebml_number(head, 4)  # behind the EBML header's identifier
+    segment = 4 + width + (length or 0)
+    if length is None or head[segment : segment + 4] != SEGMENT_ID:
+        return None
+    size, width = _ebml_number(head, segment + 4)
+    return None if size is None else segment + 4 + width + size
+
+
+def _ebml_number(data: bytes, start: int) -> tuple[int | None, int]:
+    """An EBML number and its width in bytes; all ones stand for "unknown"."""
+    if start >= len(data) or data[start] == 0:
+        return None, 0
+    width = 9 - data[start].bit_length()
+    value = int.from_bytes(data[start : start + width], "big") & ((1 << 7 * width) - 1)
+    return (None if value == (1 << 7 * width) - 1 else value), width
+
+
+class _RgbConverter:
+    """Frames as upright RGB images, all of the first one's size."""
+
+    def __init__(self) -> None:
+        # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
+        self._reformatter = VideoReformatter()
+        self._size: tuple[int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        width, height = self._size = self._size or (frame.width, frame.height)
+        converted = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", threads=1
+        )
+        # The tag is the counter-clockwise angle at which the picture has to be shown.
+        quarters = round(frame.rotation / 90) % 4
+        return np.rot90(converted.to_ndarray(), quarters)
+
+
+def _bytes_of(frame: av.VideoFrame) -> int:
+    return sum(plane.buffer_size for plane in frame.planes)
+
+
+@contextmanager
+def _errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
+    """Turn whatever a bad file makes PyAV raise into one error with the path."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except MemoryError as error:
+        raise DecodeError(path, f"needs more memory than a worker may use ({where()})") from error
+    except (av.error.FFmpegError, OSError, IndexError, ValueError, RuntimeError) as error:
+        raise DecodeError(path, f"decode error {where()}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """The error's own words, without the path that FFmpeg appends to them."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0]

@@ -1,0 +1,177 @@
+"""The order of samples, and decoding in worker processes.
+
+Shapes: B clips, C = 3 colours, T frames, H x W pixels.
+"""
+
+import multiprocessing
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from videogn.data.dataset import ClipSample, TestDataset, TrainDataset, ValDataset, VideoViews
+
+WORKER_BYTES = 3 * 2**29
+"""Memory a decoding worker may allocate: 1.5 GiB, so that a crafted file costs one video."""
+
+
+class ClipBatch(NamedTuple):
+    """Clips for one step.
+
+    Attributes:
+        clips: (B, C, T, H, W) uint8.
+        labels: (B,) int64.
+        places: (B,) int64, where they stand in the list.
+        failures: (path, reason) of each video that could not be read.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    places: Tensor
+    failures: list[tuple[str, str]]
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Which samples each step takes: a slice of one endless stream.
+
+    Position p of the stream is entry p mod N of a permutation drawn from (seed, p div N). Step s
+    takes B = clips_per_gpu * world_size positions from s * B on, and each rank a slice of those.
+    So no sample is lost or repeated at an epoch's end or on resuming, and the order does not
+    depend on workers, nor, for the same B, on the number of ranks.
+
+    Yields:
+        (epoch, index) keys of :class:`TrainDataset` for steps first_step … last_step - 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_videos: int,
+        clips_per_gpu: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+    ) -> None:
+        self._num_videos = num_videos
+        self._clips_per_gpu = clips_per_gpu
+        self._rank = rank
+        self._world_size = world_size
+        self._seed = seed
+        self._steps = range(first_step, last_step)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in self._steps:
+            keys = []
+            start = (step * self._world_size + self._rank) * self._clips_per_gpu
+            for position in range(start, start + self._clips_per_gpu):
+                if position // self._num_videos != epoch:
+                    epoch = position // self._num_videos
+                    order = np.random.default_rng([self._seed, epoch]).permutation(self._num_videos)
+                keys.append((epoch, int(order[position % self._num_videos])))
+            yield keys
+
+
+def build_train_loader(
+    dataset: TrainDataset, batches: TrainBatches, num_workers: int
+) -> DataLoader[Any]:
+    """One :class:`ClipBatch` per step.
+
+    A worker that dies ends the iteration with torch's RuntimeError, which has its process id.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate_clips,
+        **_worker_options(num_workers, persistent=False),
+    )
+
+
+def build_val_loader(
+    dataset: ValDataset, indices: Sequence[int], batch_size: int, num_workers: int
+) -> DataLoader[Any]:
+    """This rank's validation clips; a batch with failures is that much smaller."""
+    return DataLoader(
+        dataset,
+        sampler=indices,
+        batch_size=batch_size,
+        collate_fn=collate_clips,
+        **_worker_options(min(num_workers, len(indices)), persistent=True),
+    )
+
+
+def build_test_loader(
+    dataset: TestDataset, indices: Sequence[int], num_workers: int
+) -> "DataLoader[VideoViews]":
+    """This rank's videos, one :class:`VideoViews` each, in order."""
+    return DataLoader(
+        dataset,
+        sampler=indices,
+        batch_size=None,
+        **_worker_options(min(num_workers, len(indices)), persistent=False),
+    )
+
+
+def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
+    """Stack the clips that could be read; clips stay uint8."""
+    read = [sample for sample in samples if sample.clip is not None]
+    clips = [sample.clip for sample in read if sample.clip is not None]
+    return ClipBatch(
+        clips=torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8),
+        labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
+        places=torch.tensor([sample.place for sample in read], dtype=torch.int64),
+        failures=[failure for sample in samples for failure in sample.failures],
+    )
+
+
+def _worker_options(num_workers: int, persistent: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if num_workers == 0:
+        return options
+    return options | {
+        "persistent_workers": persistent,
+        "prefetch_factor": 2,
+        "worker_init_fn": prepare_worker,
+        "multiprocessing_context": _context(),
+    }
+
+
+def _context() -> BaseContext:
+    """How workers are started.
+
+    A forked child of a process with CUDA, NCCL or gloo threads may hang; a spawned one imports
+    torch for seconds. The fork server imports it once and has no such threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["videogn.data.dataset"])
+    return context
+
+
+def prepare_worker(worker_id: int) -> None:
+    """Set up a decoding process: a memory limit, and Ctrl-C left to the main process."""
+    del worker_id
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return
+    [used] = [line.split()[1] for line in status.read_text().splitlines() if "VmData" in line]
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = int(used) * 1024 + WORKER_BYTES
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
