@@ -93,7 +93,8 @@ def test_half_precision_becomes_float32(tmp_path):
 def test_our_own_2d_file_brings_its_description(tmp_path):
     info = WeightInfo(SPEC, ("a", "b", "c"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), None, None, None)
     state = build_network(SPEC).state_dict()
-    write_weights(tmp_path / "a", state, info)
+    momentum = {"optimizer/conv1.weight/momentum_buffer": torch.zeros(8, 3, 7, 7)}
+    write_weights(tmp_path / "a", state | momentum, info, {"iteration": 3})
     source = read_source(tmp_path / "a")
     assert equal(source, state)
     assert source.class_names == ("a", "b", "c")

@@ -6,6 +6,7 @@ parameters under the same names whichever is chosen.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -57,13 +58,13 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
+@dataclass(frozen=True)
 class _Groups:
     """How the channels of one layer are to be grouped, worked out only where a norm asks."""
 
-    def __init__(self, num_channels: int, num_groups: int, channels_per_group: int | None) -> None:
-        self.num_channels = num_channels
-        self.num_groups = num_groups
-        self.channels_per_group = channels_per_group
+    num_channels: int
+    num_groups: int
+    channels_per_group: int | None
 
     def count(self) -> int:
         """Number of groups of contiguous channels.
@@ -74,6 +75,7 @@ class _Groups:
         channels, size = self.num_channels, self.channels_per_group
         divisor = self.num_groups if size is None else size
         if channels % divisor:
+            # Layers are multiples of the stem, which is built first: what fits it fits them all.
             fitting = math.gcd(channels, divisor)
             wish = f"{divisor} groups" if size is None else f"groups of {size} channels"
             remedy = f"model.channels_per_group={fitting if size else math.gcd(channels, 4)}"

@@ -60,8 +60,7 @@ class NetworkSpec:
         Raises:
             WeightError: a value is missing, unknown or of the wrong type.
         """
-        renamed = {"arch" if key == "architecture" else key: value for key, value in tree.items()}
-        return _validate(_SPEC, renamed, source)
+        return _validate(_SPEC, _field_names(tree), source)
 
     def differences(self, other: "NetworkSpec") -> dict[str, tuple[Any, Any]]:
         """Fields that differ in what the weights mean, with both values.
@@ -132,15 +131,19 @@ class WeightInfo:
             WeightError: a value is missing, unknown or of the wrong type.
         """
         own = {item.name for item in fields(cls)} - {"spec"}
-        spec = NetworkSpec.from_json({k: v for k, v in tree.items() if k not in own}, source)
+        spec = _field_names({key: value for key, value in tree.items() if key not in own})
         rest = {key: value for key, value in tree.items() if key in own}
-        arch = {"arch" if k == "architecture" else k: v for k, v in spec.to_json().items()}
-        return _validate(_INFO, {"spec": arch, **rest}, source)
+        return _validate(_INFO, {"spec": spec, **rest}, source)
 
 
 T = TypeVar("T")
 _SPEC = TypeAdapter(NetworkSpec)
 _INFO = TypeAdapter(WeightInfo)
+
+
+def _field_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a spec under the names of its fields instead of those of a weight file."""
+    return {"arch" if key == "architecture" else key: value for key, value in tree.items()}
 
 
 def _validate(adapter: TypeAdapter[T], tree: Mapping[str, Any], source: str) -> T:
@@ -149,9 +152,7 @@ def _validate(adapter: TypeAdapter[T], tree: Mapping[str, Any], source: str) -> 
         return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            ": ".join([*map(str, fault["loc"]), fault["msg"].removeprefix("Value error, ")])
             for fault in error.errors()
         )
         raise WeightError(f"{source}: its description of the network is wrong: {faults}") from error
-    except WeightError as error:
-        raise WeightError(f"{source}: {error}") from error
