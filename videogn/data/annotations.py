@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 MAX_FAULTS = 20
+INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,29 @@ def read_videos(
     Raises:
         AnnotationError: listing every fault as ``file:line``.
     """
-    path = Path(source)
-    if not path.exists():
-        raise AnnotationError(f"{source}: no such list of videos; give a list file, tree or csv")
-    if path.is_dir():
-        videos = _read_tree(path, num_classes, class_names)
-    else:
-        text = _read_text(path)
-        folder = Path(root) if root is not None else path.parent
-        if _is_kinetics_csv(text):
-            videos = _read_kinetics_csv(path, text, folder, num_classes, class_names)
-        else:
-            videos = _read_list(path, text, folder, num_classes, class_names)
+    try:
+        videos = _read(Path(source), num_classes, root, class_names)
+    except OSError as error:
+        raise AnnotationError(f"{error.filename}: cannot be read: {error.strerror}") from error
     if not videos.records:
         raise AnnotationError(f"{source}: names no video")
     return videos
+
+
+def _read(
+    path: Path, num_classes: int, root: str | None, class_names: Sequence[str] | None
+) -> VideoList:
+    if not path.exists():
+        raise AnnotationError(f"{path}: no such list of videos; give a list file, tree or csv")
+    if path.is_dir():
+        return _read_tree(path, num_classes, class_names)
+    if not path.is_file():
+        raise AnnotationError(f"{path}: is neither a file nor a folder")
+    text = _read_text(path)
+    folder = Path(root) if root is not None else path.parent
+    if _is_kinetics_csv(text):
+        return _read_kinetics_csv(path, text, folder, num_classes, class_names)
+    return _read_list(path, text, folder, num_classes, class_names)
 
 
 @dataclass
@@ -109,8 +119,6 @@ class _Faults:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: is no list of videos: not UTF-8 text") from error
 
@@ -128,9 +136,10 @@ def _read_list(
         if not name:
             faults.add(number, f"{line.strip()!r} is not of the form `path label`")
             continue
-        try:
+        # Not int() alone: it takes 1_2 for twelve, which is rather the end of a file name.
+        if INTEGER.fullmatch(label):
             entries.append((number, name, int(label)))
-        except ValueError:
+        else:
             faults.add(number, f"the label {label!r} of {name!r} is not an integer")
     records = _checked(entries, root, num_classes, faults)
     return VideoList(str(path), records, tuple(class_names) if class_names else None)
@@ -192,11 +201,15 @@ def _read_tree(root: Path, num_classes: int, class_names: Sequence[str] | None) 
 
 
 def _videos_under(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 yield Path(where, name)
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave a folder out without a word
 
 
 def _class_order(
@@ -224,8 +237,8 @@ def _class_order(
 
 
 def _is_kinetics_csv(text: str) -> bool:
-    header = next(csv.reader([text.partition("\n")[0]]), [])
-    return "youtube_id" in [column.strip() for column in header]
+    header = text.partition("\n")[0].split(",")
+    return "youtube_id" in [column.strip(' "') for column in header]
 
 
 def _read_kinetics_csv(

@@ -4,7 +4,7 @@ Shapes: C = 3 colours, T frames, H x W pixels. All randomness is a function of (
 index), not of workers or ranks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videogn.data.annotations import VideoRecord
-from videogn.data.decode import READERS
+from videogn.data.decode import READERS, VideoReader
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.transforms import (
     augment,
@@ -27,6 +27,9 @@ from videogn.data.transforms import (
 from videogn.errors import DecodeError
 
 MAX_TRIES = 10
+VALIDATION = 1
+"""Ends the seeds of validation draws. NumPy takes (a, b) and (a, b, 0, 0) for the same seed, so
+only a last word that is not zero keeps them apart from those of training."""
 
 
 class ClipSample(NamedTuple):
@@ -93,8 +96,10 @@ class RandomClips:
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
-            clip = clip_from_frames(video.frames(indices))
-            return augment(clip, draw, self.crop_size).contiguous()
+            frames, places = read_frames(
+                video, indices, lambda frame: augment(frame, draw, self.crop_size)
+            )
+            return frames[:, places]
 
 
 class TrainDataset(Dataset[ClipSample]):
@@ -146,7 +151,8 @@ class ValDataset(Dataset[ClipSample]):
     def __getitem__(self, index: int) -> ClipSample:
         record = self._records[index]
         try:
-            clip = self._clips.read(record.path, np.random.default_rng([self._seed, index]))
+            rng = np.random.default_rng([self._seed, 0, index, 0, VALIDATION])
+            clip = self._clips.read(record.path, rng)
         except DecodeError as error:
             return ClipSample(None, record.label, index, ((error.path, error.reason),))
         return ClipSample(clip, record.label, index, ())
@@ -201,16 +207,32 @@ class TestDataset(Dataset[VideoViews]):
             video.num_frames, self._num_frames, self._frame_stride, self._num_clips
         )
         # Clips overlap: each frame is converted and scaled once, then put where it is wanted.
-        unique, places = np.unique(clips, return_inverse=True)
-        frames = resize_short_side(clip_from_frames(video.frames(unique)), self._short_side)
-        where = torch.from_numpy(places.reshape(clips.shape))
+        frames, places = read_frames(
+            video, clips, lambda frame: resize_short_side(frame, self._short_side)
+        )
         cropped = self._crops(frames)
-        return torch.stack([crop[:, rows] for rows in where for crop in cropped])
+        return torch.stack([crop[:, rows] for rows in places for crop in cropped])
 
     def _crops(self, frames: Tensor) -> list[Tensor]:
         if self._protocol == "center":
             return [center_crop(frames, self._crop_size)]
         return [frames] if self._num_crops == 1 else three_crops(frames)
+
+
+def read_frames(
+    video: VideoReader, indices: np.ndarray, change: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The distinct frames among ``indices``, each decoded and changed once.
+
+    Changing (C, 1, H, W) uint8 frames one by one keeps full-size images from piling up: ten clips
+    of a 1080p video are 2 GB.
+
+    Returns:
+        frames (C, U, H, W) uint8, and where among these U each index finds its own, int64.
+    """
+    unique, places = np.unique(indices, return_inverse=True)
+    frames = [change(clip_from_frames(image[None])) for image in video.images(unique)]
+    return torch.cat(frames, dim=1), torch.from_numpy(places.reshape(indices.shape))
 
 
 @contextmanager

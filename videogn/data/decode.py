@@ -4,15 +4,16 @@ Shapes: T frames, H x W pixels, 3 colours (RGB). Files are opened under an allow
 and protocols, so that none can make the decoder open another file or a network address.
 """
 
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from videogn.errors import DecodeError, UserError
@@ -29,6 +30,15 @@ OPEN_OPTIONS = {
 OPEN_SECONDS = READ_SECONDS = 10.0
 KEPT_BYTES = 256 * 2**20
 """Decoded frames are kept for :meth:`VideoReader.frames` up to this size, about 1900 of 340x256."""
+
+DECORD_BATCH = 16
+"""Frames that decord is asked for at once; more would hold many large images together."""
+
+BAD_FILE_ERRORS = (
+    *(av.error.FFmpegError, OSError, LookupError),
+    *(ValueError, ArithmeticError, RuntimeError),
+)
+"""What PyAV raises over damaged files; a TypeError, say, is a fault of this package."""
 
 FrameIndices = Sequence[int] | np.ndarray
 
@@ -51,6 +61,17 @@ class VideoReader(Protocol):
         """
         ...
 
+    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+        """Frames of strictly rising indices one by one, (H, W, 3) uint8 RGB, in one decode.
+
+        A caller that scales each at once never holds the large ones together.
+
+        Raises:
+            DecodeError: the file cannot be decoded.
+            IndexError: an index is outside [0, num_frames).
+        """
+        ...
+
 
 class PyAVReader:
     """Exact on every file: the whole stream is decoded once, in order, when the reader is made.
@@ -65,9 +86,12 @@ class PyAVReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._kept: list[av.VideoFrame] | None = []
+        self._converter = _RgbConverter()
         self.num_frames = 0
         kept_bytes = 0
         for frame in _decode(path):
+            if self.num_frames == 0:
+                self._converter.take_shape(frame)
             self.num_frames += 1
             kept_bytes += _bytes_of(frame)
             if kept_bytes > KEPT_BYTES:
@@ -77,20 +101,21 @@ class PyAVReader:
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
-            raise IndexError(f"{self._path}: frames {indices} of {self.num_frames}")
-        unique, places = np.unique(wanted, return_inverse=True)
-        with _errors_named(self._path, lambda: "while converting frames"):
-            converter = _RgbConverter()
-            images = [converter(frame) for frame in self._pick(unique)]
-        return np.stack(images)[places]
+        return _gather(self, indices)
 
-    def _pick(self, unique: np.ndarray) -> Iterator[av.VideoFrame]:
+    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
+        rising = _checked_indices(self, indices)
+        for frame in self._pick(rising):
+            with _errors_named(self._path, lambda: "while converting a frame"):
+                image = self._converter(frame)
+            yield image
+
+    def _pick(self, rising: list[int]) -> Iterator[av.VideoFrame]:
         if self._kept is not None:
-            yield from (self._kept[index] for index in unique)
+            yield from (self._kept[index] for index in rising)
             return
-        remaining = iter(unique.tolist())
+        remaining = iter(rising)
         target = next(remaining)
         for index, frame in enumerate(_decode(self._path)):
             if index == target:
@@ -98,6 +123,7 @@ class PyAVReader:
                 target = next(remaining, -1)
                 if target < 0:
                     return
+        raise DecodeError(self._path, f"changed while it was read: frame {target} is gone")
 
 
 class DecordReader:
@@ -120,27 +146,41 @@ class DecordReader:
             ) from error
         self._path = path
         _check_regular_file(path)
-        try:
+        with _decord_errors_named(path):
             self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._reader)
-        except (decord.DECORDError, RuntimeError, UnicodeDecodeError) as error:
-            raise DecodeError(path, f"decord: {_first_line(error)}") from error
         if self.num_frames == 0:
             raise DecodeError(path, "no frames")
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        if len(wanted) == 0 or wanted.min() < 0 or wanted.max() >= self.num_frames:
-            raise IndexError(f"{self._path}: frames {indices} of {self.num_frames}")
-        try:
-            return np.asarray(self._reader.get_batch(wanted).asnumpy())
-        except (RuntimeError, MemoryError) as error:  # decord's own error is a RuntimeError
-            raise DecodeError(self._path, f"decord: {_first_line(error)}") from error
+        return _gather(self, indices)
+
+    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
+        rising = _checked_indices(self, indices)
+        for start in range(0, len(rising), DECORD_BATCH):
+            with _decord_errors_named(self._path):
+                batch = self._reader.get_batch(rising[start : start + DECORD_BATCH]).asnumpy()
+            yield from batch
 
 
 READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
 """Value of ``data.reader`` -> what opens a file."""
+
+
+def _gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
+    """Frames in any order and as often as asked, each read once."""
+    unique, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    return np.stack(list(video.images(unique)))[places]
+
+
+def _checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
+    rising = [int(index) for index in indices]
+    inside = bool(rising) and rising[0] >= 0 and rising[-1] < video.num_frames
+    if not inside or any(a >= b for a, b in pairwise(rising)):
+        raise IndexError(f"frames {rising} are not rising indices below {video.num_frames}")
+    return rising
 
 
 def _decode(path: str) -> Iterator[av.VideoFrame]:
@@ -167,7 +207,7 @@ def _opened(path: str) -> Iterator[Any]:
     _check_regular_file(path)
     # An absolute path cannot be taken for a "scheme:".
     with av.open(
-        os.path.abspath(path),  # noqa: PTH100 - Path.absolute would keep ".." after a link
+        str(Path(path).absolute()),
         options=OPEN_OPTIONS,
         timeout=(OPEN_SECONDS, READ_SECONDS),
         metadata_errors="replace",
@@ -190,7 +230,8 @@ def _check_regular_file(path: str) -> None:
 
 def _best_stream(path: str, container: Any) -> Any:
     stream = container.streams.best("video")
-    if stream is None:
+    # The cover picture of a song counts as a stream of one frame.
+    if stream is None or stream.disposition & Disposition.attached_pic:
         raise DecodeError(path, "no video stream")
     context = stream.codec_context
     if max(context.width, context.height) > MAX_SIDE:
@@ -205,9 +246,11 @@ def _best_stream(path: str, container: Any) -> Any:
 class _Evidence:
     """Signs that a file was cut off or overwritten, gathered while it is decoded.
 
-    Found on real files cut at many places: mp4, avi and mpegts give a packet or frame marked
-    corrupt, or end early against their headers; a Matroska file is shorter than its segment says.
-    Not found: an mpegts file cut between packets, and a file cut in the last hundredth.
+    Found on real files cut at many places: a Matroska or WebM file is shorter than its segment
+    says; every other format gives a packet or frame marked corrupt where the cut goes through
+    one, and an mp4 cut between frames ends early against its header.
+    Not found: other formats cut between packets, a cut that takes nothing of the video but its
+    index, and pictures missing because the video was cut out of a longer one between key frames.
     """
 
     def __init__(self, path: str, container: Any, stream: Any) -> None:
@@ -242,8 +285,9 @@ class _Evidence:
             return
         claimed = self._stream.frames
         short = self._packets < claimed - max(2, 0.01 * claimed)
-        # Edit lists hide frames that the header counts, but the stream's duration knows them.
-        if short and ("mov" not in self._format or self._ends_early()):
+        # A count alone proves nothing: an edit list hides frames that mp4 counts, and avi counts
+        # the pauses of a video too. Both know how long it lasts.
+        if short and self._ends_early():
             raise DecodeError(self._path, f"truncated: holds {self._packets} of {claimed} frames")
 
     def _ends_early(self) -> bool:
@@ -283,21 +327,24 @@ def _ebml_number(data: bytes, start: int) -> tuple[int | None, int]:
 
 
 class _RgbConverter:
-    """Frames as upright RGB images, all of the first one's size."""
+    """Frames as upright RGB images, all of the size and rotation of the video's first."""
 
     def __init__(self) -> None:
         # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
         self._reformatter = VideoReformatter()
-        self._size: tuple[int, int] | None = None
+        self._width = self._height = self._quarters = 0
+
+    def take_shape(self, frame: av.VideoFrame) -> None:
+        """Remember what a video's first frame looks like."""
+        self._width, self._height = frame.width, frame.height
+        # The tag is the counter-clockwise angle at which the picture has to be shown.
+        self._quarters = round(frame.rotation / 90) % 4
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        width, height = self._size = self._size or (frame.width, frame.height)
         converted = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", threads=1
+            frame, width=self._width, height=self._height, format="rgb24", threads=1
         )
-        # The tag is the counter-clockwise angle at which the picture has to be shown.
-        quarters = round(frame.rotation / 90) % 4
-        return np.rot90(converted.to_ndarray(), quarters)
+        return np.rot90(converted.to_ndarray(), self._quarters)
 
 
 def _bytes_of(frame: av.VideoFrame) -> int:
@@ -313,8 +360,18 @@ def _errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise DecodeError(path, f"needs more memory than a worker may use ({where()})") from error
-    except (av.error.FFmpegError, OSError, IndexError, ValueError, RuntimeError) as error:
+    except BAD_FILE_ERRORS as error:
         raise DecodeError(path, f"decode error {where()}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _decord_errors_named(path: str) -> Iterator[None]:
+    from decord import DECORDError
+
+    try:
+        yield
+    except (DECORDError, RuntimeError, MemoryError, UnicodeError) as error:
+        raise DecodeError(path, f"decord: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -9,17 +9,23 @@ import signal
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from videogn.data.dataset import ClipSample, TestDataset, TrainDataset, ValDataset, VideoViews
+from videogn.errors import UserError
+
+T = TypeVar("T")
 
 WORKER_BYTES = 3 * 2**29
 """Memory a decoding worker may allocate: 1.5 GiB, so that a crafted file costs one video."""
+
+ORDER = 2
+"""Ends the seeds of epoch orders, so that no clip is drawn from the same one."""
 
 
 class ClipBatch(NamedTuple):
@@ -79,49 +85,94 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
             for position in range(start, start + self._clips_per_gpu):
                 if position // self._num_videos != epoch:
                     epoch = position // self._num_videos
-                    order = np.random.default_rng([self._seed, epoch]).permutation(self._num_videos)
+                    order = epoch_order(self._num_videos, self._seed, epoch)
                 keys.append((epoch, int(order[position % self._num_videos])))
             yield keys
 
 
+def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch, (N,) int64, a permutation that (seed, epoch) decides."""
+    rng = np.random.default_rng([seed, epoch, 0, 0, ORDER])
+    return rng.permutation(num_videos)
+
+
+class Loader(Generic[T]):
+    """Iterates over what a torch loader gives, and raises errors of its workers as they were.
+
+    On its own torch turns an error of a worker into one with the worker's traceback for a
+    message. A worker that dies still ends the iteration with torch's RuntimeError, which has its
+    process id.
+    """
+
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        self._loader: DataLoader[Any] = DataLoader(_ErrorsAsItems(dataset), **options)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[T]:
+        for item in self._loader:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._dataset[key]
+        except UserError as error:
+            return error
+
+
 def build_train_loader(
     dataset: TrainDataset, batches: TrainBatches, num_workers: int
-) -> DataLoader[Any]:
-    """One :class:`ClipBatch` per step.
-
-    A worker that dies ends the iteration with torch's RuntimeError, which has its process id.
-    """
-    return DataLoader(
+) -> Loader[ClipBatch]:
+    """One :class:`ClipBatch` per step."""
+    return Loader(
         dataset,
+        collate_fn=_collate,
         batch_sampler=batches,
-        collate_fn=collate_clips,
         **_worker_options(num_workers, persistent=False),
     )
 
 
 def build_val_loader(
     dataset: ValDataset, indices: Sequence[int], batch_size: int, num_workers: int
-) -> DataLoader[Any]:
+) -> Loader[ClipBatch]:
     """This rank's validation clips; a batch with failures is that much smaller."""
-    return DataLoader(
+    return Loader(
         dataset,
+        collate_fn=_collate,
         sampler=indices,
         batch_size=batch_size,
-        collate_fn=collate_clips,
         **_worker_options(min(num_workers, len(indices)), persistent=True),
     )
 
 
 def build_test_loader(
     dataset: TestDataset, indices: Sequence[int], num_workers: int
-) -> "DataLoader[VideoViews]":
+) -> Loader[VideoViews]:
     """This rank's videos, one :class:`VideoViews` each, in order."""
-    return DataLoader(
+    return Loader(
         dataset,
         sampler=indices,
         batch_size=None,
         **_worker_options(min(num_workers, len(indices)), persistent=False),
     )
+
+
+def _collate(items: Sequence[ClipSample | UserError]) -> ClipBatch | UserError:
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    return collate_clips([item for item in items if isinstance(item, ClipSample)])
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:

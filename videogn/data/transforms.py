@@ -14,7 +14,8 @@ from torch import Tensor
 
 def clip_from_frames(frames: np.ndarray) -> Tensor:
     """(T, H, W, 3) uint8 frames as a clip (3, T, H, W) uint8."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)
+    # A rotated picture is a view with negative strides, which torch does not know.
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
 
 
 def resize_short_side(clip: Tensor, short_side: int) -> Tensor:
