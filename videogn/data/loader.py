@@ -4,8 +4,10 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels.
 """
 
 import multiprocessing
+import os
 import resource
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -100,8 +102,11 @@ class Loader(Generic[T]):
     """Iterates over what a torch loader gives, and raises errors of its workers as they were.
 
     On its own torch turns an error of a worker into one with the worker's traceback for a
-    message. A worker that dies still ends the iteration with torch's RuntimeError, which has its
-    process id.
+    message.
+
+    Raises:
+        UserError: what a worker raised.
+        RuntimeError: a worker died; torch's message has its process id.
     """
 
     def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
@@ -111,7 +116,18 @@ class Loader(Generic[T]):
         return len(self._loader)
 
     def __iter__(self) -> Iterator[T]:
-        for item in self._loader:
+        items = iter(self._loader)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            # Torch may be fetching a clip from the worker when it dies.
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                raise RuntimeError(
+                    "a data worker died, perhaps killed for lack of memory; "
+                    "data.num_workers=0 decodes in the training process"
+                ) from error
             if isinstance(item, UserError):
                 raise item
             yield item
@@ -214,9 +230,26 @@ def _context() -> BaseContext:
 
 
 def prepare_worker(worker_id: int) -> None:
-    """Set up a decoding process: a memory limit, and Ctrl-C left to the main process."""
+    """Set up a decoding process: it ends with its parent, and its memory is limited.
+
+    Ctrl-C is left to the parent.
+    """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _limit_memory()
+
+
+def _end_with_parent() -> None:
+    # The fork server lives as long as its workers, and torch's own watch asks for the server: if
+    # the training process were killed, both would wait for each other for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _limit_memory() -> None:
     status = Path("/proc/self/status")
     if not status.exists():
         return

@@ -1,0 +1,223 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from videogn.data.annotations import VideoRecord
+from videogn.data.dataset import MAX_TRIES, RandomClips, TestDataset, TrainDataset, ValDataset
+from videogn.data.decode import READERS, PyAVReader
+from videogn.errors import DecodeError
+
+
+def random_clips(**changes) -> RandomClips:
+    options = {
+        "num_frames": 4,
+        "frame_stride": 2,
+        "short_side_min": 64,
+        "short_side_max": 80,
+        "crop_size": 56,
+        "flip_probability": 0.5,
+        "reader": "pyav",
+    }
+    return RandomClips(**{**options, **changes})
+
+
+def videos_of(records: list[VideoRecord], **changes) -> TestDataset:
+    options = {
+        "num_frames": 4,
+        "frame_stride": 2,
+        "num_clips": 3,
+        "num_crops": 1,
+        "protocol": "paper",
+        "short_side": 64,
+        "crop_size": 48,
+        "reader": "pyav",
+    }
+    return TestDataset(records, **{**options, **changes})
+
+
+@pytest.fixture
+def records(make_video) -> list[VideoRecord]:
+    """Six videos of 20, 23, ... frames, of which those at 1 and 4 cannot be decoded."""
+    paths = [make_video(f"{i}.mp4", 20 + 3 * i) for i in range(6)]
+    paths[1].write_text("no video")
+    paths[4].unlink()
+    return [VideoRecord(str(path), 10 + i, path.name) for i, path in enumerate(paths)]
+
+
+def test_sample_shows_frames_at_the_stride(records, make_video) -> None:
+    # No scaling, cropping or mirroring, so the numbers can be read.
+    clips = random_clips(short_side_max=64, crop_size=64, flip_probability=0.0)
+    train = TrainDataset(records, clips, seed=3)
+    starts = set()
+    for epoch in range(12):
+        sample = train[epoch, 0]
+        assert (sample.label, sample.place, sample.failures) == (10, 0, ())
+        assert sample.clip.shape == (3, 4, 64, 64)
+        whole = PyAVReader(records[0].path).frames(range(20))
+        found = [
+            (start, left)
+            for start in range(20 - 6)
+            for left in range(96 - 64 + 1)
+            if np.array_equal(
+                sample.clip.permute(1, 2, 3, 0).numpy(),
+                whole[start : start + 7 : 2, :, left : left + 64],
+            )
+        ]
+        assert len(found) == 1
+        starts.add(found[0])
+    assert len({start for start, _ in starts}) > 4
+    assert len({left for _, left in starts}) > 6
+
+
+def test_flip_is_of_the_whole_clip(records) -> None:
+    options = {"short_side_max": 64, "crop_size": 64}
+    plain = TrainDataset(records, random_clips(flip_probability=0.0, **options), 3)[5, 0].clip
+    flipped = TrainDataset(records, random_clips(flip_probability=1.0, **options), 3)[5, 0].clip
+    assert torch.equal(flipped, plain.flip(3))
+
+
+def test_sample_is_a_function_of_seed_epoch_and_index(records) -> None:
+    first, second = (TrainDataset(records, random_clips(), seed=3) for _ in range(2))
+    forwards = {key: first[key] for key in [(0, 0), (0, 2), (1, 0)]}
+    for key in reversed(forwards):
+        assert torch.equal(second[key].clip, forwards[key].clip)
+    assert not torch.equal(forwards[0, 0].clip, forwards[1, 0].clip)
+    other_seed = TrainDataset(records, random_clips(), seed=4)
+    assert not torch.equal(other_seed[0, 0].clip, forwards[0, 0].clip)
+
+
+def test_bad_video_is_replaced_with_the_label_of_its_replacement(records) -> None:
+    train = TrainDataset(records, random_clips(), seed=3)
+    bad = {records[1].path: "Invalid data", records[4].path: "no such file"}
+    replacements = set()
+    for epoch in range(20):
+        sample = train[epoch, 1]
+        assert sample.place not in (1, 4)
+        assert sample.label == records[sample.place].label
+        assert sample.failures[0][0] == records[1].path
+        for path, reason in sample.failures:
+            assert bad[path] in reason
+        again = train[epoch, 1]
+        assert torch.equal(again.clip, sample.clip)
+        assert again[1:] == sample[1:]
+        replacements.add(sample.place)
+    assert replacements == {0, 2, 3, 5}
+
+
+def test_list_of_bad_videos_ends_in_an_error(records) -> None:
+    train = TrainDataset([records[4]] * 3, random_clips(), seed=3)
+    with pytest.raises(DecodeError, match=rf"no such file.*{MAX_TRIES - 1} videos.*check the list"):
+        train[0, 0]
+
+
+def test_validation_clips_never_change_and_are_not_replaced(records) -> None:
+    val = ValDataset(records, random_clips(), seed=3)
+    sample = val[0]
+    assert (sample.label, sample.place, sample.failures) == (10, 0, ())
+    assert torch.equal(ValDataset(records, random_clips(), seed=3)[0].clip, sample.clip)
+    failed = val[4]
+    assert failed == (None, 14, 4, ((records[4].path, "no such file"),))
+
+
+def test_no_two_purposes_share_a_stream_of_random_numbers(records, monkeypatch) -> None:
+    states = []
+    clips = random_clips()
+    monkeypatch.setattr(
+        clips, "read", lambda path, rng: states.append(rng.bit_generator.state["state"]["state"])
+    )
+    train, val = TrainDataset(records, clips, seed=3), ValDataset(records, clips, seed=3)
+    for index in range(3):
+        val[index]
+        for epoch in range(3):
+            train[epoch, index]
+    assert len(set(states)) == len(states) == 12
+
+
+def views_by_hand(path: str, starts: list[int], short_side: int) -> torch.Tensor:
+    """(J, C, T, H, W) in floats, decoded and scaled apart from the data set."""
+    video = PyAVReader(path)
+    clips = [video.frames([start + 2 * k for k in range(4)]) for start in starts]
+    frames = torch.from_numpy(np.concatenate(clips)).permute(0, 3, 1, 2).float()
+    size = (short_side, short_side * 96 // 64)
+    scaled = F.interpolate(frames, size=size, mode="bilinear")
+    return scaled.unflatten(0, (len(starts), 4)).transpose(1, 2)
+
+
+def test_views_are_the_whole_frames_of_evenly_spaced_clips(records) -> None:
+    video = videos_of(records, short_side=40)[2]
+    assert (video.place, video.reason) == (2, None)
+    assert video.views.dtype == torch.uint8
+    # 26 frames, span 7: 19 places to start from, the middle at 9.5.
+    expected = views_by_hand(records[2].path, [0, 10, 19], 40)
+    assert video.views.shape == expected.shape == (3, 3, 4, 40, 60)
+    assert (video.views.float() - expected).abs().max() < 1.05
+
+
+def test_three_crops_come_clip_by_clip(records) -> None:
+    whole = videos_of(records)[0].views
+    crops = videos_of(records, num_crops=3)[0].views
+    assert crops.shape == (9, 3, 4, 64, 64)
+    for clip in range(3):
+        for number, left in enumerate((0, 16, 32)):
+            assert torch.equal(crops[3 * clip + number], whole[clip, ..., left : left + 64])
+
+
+def test_center_protocol_takes_the_middle(records) -> None:
+    whole = videos_of(records)[0].views
+    views = videos_of(records, protocol="center")[0].views
+    assert torch.equal(views, whole[..., 8:56, 24:72])
+
+
+def test_short_video_loops(make_video) -> None:
+    path = make_video(num_frames=3)
+    views = videos_of([VideoRecord(str(path), 0, "a")], num_clips=2)[0].views
+    frames = views.permute(0, 2, 3, 4, 1).numpy()
+    assert [make_video.numbers_in(clip) for clip in frames] == [[0, 2, 1, 0]] * 2
+
+
+def test_failing_test_video_has_a_reason(records) -> None:
+    videos = videos_of(records)
+    assert videos[4] == (4, None, "no such file")
+    assert "Invalid data" in videos[1].reason
+
+
+def test_video_is_opened_once_for_all_clips(records, monkeypatch) -> None:
+    opened = []
+    monkeypatch.setitem(READERS, "pyav", lambda path: opened.append(path) or PyAVReader(path))
+    videos_of(records)[0]
+    assert opened == [records[0].path]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_lack_of_memory_is_a_reason(error, records, monkeypatch) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.setitem(READERS, "pyav", fail)
+    assert "memory" in videos_of(records)[0].reason
+    assert "memory" in ValDataset(records, random_clips(), 0)[0].failures[0][1]
+
+
+def test_programming_errors_are_not_swallowed(records, monkeypatch) -> None:
+    def fail(path: str) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setitem(READERS, "pyav", fail)
+    for items, key in (
+        (videos_of(records), 0),
+        (ValDataset(records, random_clips(), 0), 0),
+        (TrainDataset(records, random_clips(), 0), (0, 0)),
+    ):
+        with pytest.raises(TypeError, match="a bug"):
+            items[key]
+
+
+def test_rotated_footage_is_upright(footage: Path) -> None:
+    record = VideoRecord(str(footage / "clips" / "cake_rotation_tag.mp4"), 0, "cake")
+    views = videos_of([record], num_clips=1, short_side=80)[0].views
+    assert views.shape == (1, 3, 4, 106, 80)
