@@ -250,7 +250,8 @@ class _Evidence:
     says; every other format gives a packet or frame marked corrupt where the cut goes through
     one, and an mp4 cut between frames ends early against its header.
     Not found: other formats cut between packets, a cut that takes nothing of the video but its
-    index, and pictures missing because the video was cut out of a longer one between key frames.
+    index, overwritten bytes that happen to parse as another picture, and pictures missing because
+    the video was cut out of a longer one between key frames.
     """
 
     def __init__(self, path: str, container: Any, stream: Any) -> None:
