@@ -170,6 +170,15 @@ def test_error_of_a_worker_arrives_as_it_was(workers: int, records) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.dist)])
+def test_loading_leaves_the_global_random_numbers_alone(workers: int, records) -> None:
+    before = torch.get_rng_state()
+    train_batches(records, workers)
+    list(build_val_loader(ValDataset(records, CLIPS, seed=7), range(2), 2, workers))
+    list(views_loader(records[:1], workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_batch_of_failures_alone_is_empty(records) -> None:
     [batch] = build_val_loader(ValDataset([records[3]], CLIPS, seed=7), [0], 2, 0)
     assert len(batch.clips) == len(batch.labels) == 0

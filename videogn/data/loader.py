@@ -207,6 +207,9 @@ def _worker_options(num_workers: int, persistent: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
+        # Torch draws a seed for the workers, which do not use it; drawn from the global generator
+        # it would shift the dropout of a run that validates at other steps.
+        "generator": torch.Generator(),
     }
     if num_workers == 0:
         return options
