@@ -25,36 +25,41 @@ PATCH = 24
 FRAMES = 24
 SPEED = 2
 FPS = 25
+BLOTCH = 4
+GREY = 115
 
 
 def stripes_across(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Horizontal stripes of a random period and phase, (H, W) in [0, 1]."""
-    rows = np.arange(shape[0])[:, None] + rng.uniform(0, 8)
-    return np.broadcast_to(_wave(rows / rng.uniform(4, 8)), shape)
+    """Horizontal stripes of random shades, (H, W) in [0, 1].
+
+    Nothing here repeats at a fixed distance: a periodic texture that moves by half its period
+    moves both ways at once.
+    """
+    return np.broadcast_to(_shades(rng, shape[0])[:, None], shape)
 
 
 def stripes_down(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Vertical stripes of a random period and phase, (H, W) in [0, 1]."""
-    return stripes_across(rng, shape[::-1]).T
+    """Vertical stripes of random shades, (H, W) in [0, 1]."""
+    return np.broadcast_to(_shades(rng, shape[1])[None, :], shape)
 
 
 def checks(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """A checkerboard of a random period and phase, (H, W) in [0, 1]."""
+    """A grid of light and dark rectangles of random sides, (H, W) in {0, 1}."""
     across, down = stripes_across(rng, shape) > 0.5, stripes_down(rng, shape) > 0.5
     return (across ^ down).astype(float)
 
 
 def blotches(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Random blotches of about four pixels, (H, W) in [0, 1]."""
-    coarse = rng.uniform(size=(shape[0] // 4 + 1, shape[1] // 4 + 1))
-    return np.kron(coarse, np.ones((4, 4)))[: shape[0], : shape[1]]
+    """Random blotches of four pixels, (H, W) in [0, 1]."""
+    coarse = rng.uniform(size=(shape[0] // BLOTCH + 1, shape[1] // BLOTCH + 1))
+    return np.kron(coarse, np.ones((BLOTCH, BLOTCH)))[: shape[0], : shape[1]]
 
 
 def rings(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Circles round the middle of a random period and phase, (H, W) in [0, 1]."""
+    """Rings of random shades round the middle, (H, W) in [0, 1]."""
     rows, columns = (np.arange(size) - (size - 1) / 2 for size in shape)
-    radius = np.hypot(rows[:, None], columns[None, :])
-    return _wave(radius / rng.uniform(4, 8) + rng.uniform())
+    radius = np.hypot(rows[:, None], columns[None, :]).astype(int)
+    return np.asarray(_shades(rng, int(radius.max()) + 1)[radius])
 
 
 TEXTURES: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
@@ -67,8 +72,11 @@ TEXTURES: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarr
 """Appearance label -> painter, in label order."""
 
 
-def _wave(phase: np.ndarray) -> np.ndarray:
-    return np.asarray(0.5 + 0.5 * np.sin(2 * np.pi * phase))
+def _shades(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Alternating light and dark runs of two to five pixels, (length,) in [0, 1]."""
+    runs = rng.integers(2, 6, size=length)
+    shades = rng.uniform(0, 0.4, size=length) + 0.6 * (np.arange(length) % 2)
+    return np.repeat(shades, runs)[:length]
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,8 @@ def render_video(rng: np.random.Generator, motion: int, appearance: int) -> np.n
     Returns:
         (FRAMES, SIZE, SIZE, 3) uint8.
     """
-    ground = _colour(rng, blotches(rng, (SIZE, SIZE)), contrast=60)
-    square = _colour(rng, list(TEXTURES.values())[appearance](rng, (PATCH, PATCH)), contrast=200)
+    ground = _colour(rng, blotches(rng, (SIZE, SIZE)), contrast=40)
+    square = _colour(rng, list(TEXTURES.values())[appearance](rng, (PATCH, PATCH)), contrast=220)
     origin = rng.integers(SIZE, size=2)
     step = SPEED * np.array(list(MOTIONS.values())[motion])
     frames = np.repeat(ground[None], FRAMES, axis=0)
@@ -128,11 +136,14 @@ def render_video(rng: np.random.Generator, motion: int, appearance: int) -> np.n
 
 
 def _colour(rng: np.random.Generator, texture: np.ndarray, contrast: float) -> np.ndarray:
-    """Paint a texture in [0, 1] with a random colour and its shade, (H, W, 3) uint8."""
-    base = rng.uniform(0, 255 - contrast, size=3)
-    return np.asarray(base + texture[..., None] * rng.uniform(0.5, 1, size=3) * contrast).astype(
-        np.uint8
-    )
+    """Paint a texture in [0, 1] round a grey with a random tint, (H, W, 3) uint8.
+
+    Videos differ little in brightness: BN, unlike GN, does not take such differences away, and
+    they would drown the motion.
+    """
+    tint = rng.uniform(0.6, 1, size=3)
+    painted = GREY + rng.uniform(-10, 10, size=3) + (texture[..., None] - 0.5) * tint * contrast
+    return np.asarray(painted.clip(0, 255)).astype(np.uint8)
 
 
 def encode_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
