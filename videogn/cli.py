@@ -10,10 +10,8 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 
-from videogn.distributed import launched, rank_of_environment
 from videogn.errors import UserError
 
 COMMANDS = {
@@ -28,8 +26,6 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # pytorchvideo compiles an activation we do not use while it is imported.
-    warnings.filterwarnings("ignore", message=r"`torch\.jit\.script", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="videogn: %(levelname)s: %(message)s")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -66,17 +62,9 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    rank = f"[rank {rank_of_environment()}] " if launched_quietly() else ""
+    rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
     print(f"videogn: error: {rank}{message}", file=sys.stderr, flush=True)
     return code
-
-
-def launched_quietly() -> bool:
-    """Whether a launcher started this process; half-set variables count as yes."""
-    try:
-        return launched()
-    except UserError:
-        return True
 
 
 def _overview() -> str:

@@ -62,11 +62,6 @@ def launched() -> bool:
     return bool(present)
 
 
-def rank_of_environment() -> int:
-    """The rank the launcher gave this process, 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
 @contextmanager
 def joined_world(timeout_seconds: float = 1800) -> Iterator[World]:
     """Join the job this process belongs to, and leave it at the end.

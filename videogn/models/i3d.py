@@ -8,18 +8,13 @@ classifier. Built from pytorchvideo's parts under pytorchvideo's parameter names
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videogn.errors import UserError
 from videogn.models.norm import NormFactory, make_norm
-
-with warnings.catch_warnings():
-    # fvcore, which pytorchvideo imports, scripts a function that nothing here uses.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-    from pytorchvideo.models.resnet import ResBlock, create_bottleneck_block, create_res_stage
-    from pytorchvideo.models.stem import create_res_basic_stem
 
 Extent = tuple[int, int, int]
 """Kernel, stride or padding along (T, H, W)."""
@@ -223,6 +218,15 @@ def _size_after_pools(layout: Layout, size: int, axis: int) -> int:
     return size
 
 
+def _pytorchvideo() -> Any:
+    """pytorchvideo's builders, which take seconds to import: a wrong config is told before that."""
+    with warnings.catch_warnings():
+        # fvcore, which pytorchvideo imports, scripts a function that nothing here uses.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        from pytorchvideo.models import resnet
+    return resnet
+
+
 PytorchvideoNorm = Callable[..., nn.Module]
 
 
@@ -237,7 +241,7 @@ def _with_pytorchvideo_arguments(factory: NormFactory) -> PytorchvideoNorm:
 
 
 def _stem(layout: Layout, width: int, norm: PytorchvideoNorm) -> nn.Module:
-    stem: nn.Module = create_res_basic_stem(
+    stem: nn.Module = _pytorchvideo().create_res_basic_stem(
         in_channels=3,
         out_channels=width,
         conv_kernel_size=STEM_KERNEL,
@@ -256,12 +260,13 @@ def _stage(stage: int, depth: int, width: int, norm: PytorchvideoNorm) -> nn.Mod
     dim_inner = width * 2**stage
     kernels = temporal_kernels(stage, depth)
     spatial_stride = 1 if stage == 0 else 2
-    blocks: nn.Module = create_res_stage(
+    builders = _pytorchvideo()
+    blocks: nn.Module = builders.create_res_stage(
         depth=depth,
         dim_in=width if stage == 0 else 2 * dim_inner,
         dim_inner=dim_inner,
         dim_out=4 * dim_inner,
-        bottleneck=create_bottleneck_block,
+        bottleneck=builders.create_bottleneck_block,
         conv_a_kernel_size=[(size, 1, 1) for size in kernels],
         conv_a_stride=(1, 1, 1),
         conv_a_padding=[(size // 2, 0, 0) for size in kernels],
@@ -291,5 +296,5 @@ def _initialise(network: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=CLASSIFIER_STD)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, ResBlock):
+        elif isinstance(module, _pytorchvideo().ResBlock):
             nn.init.zeros_(module.branch2.norm_c.weight)

@@ -4,9 +4,9 @@ Shapes: B images, C channels, H x W pixels, K classes.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import Bottleneck
 
 from videogn.errors import UserError
 from videogn.models.norm import NormFactory, make_norm
@@ -101,6 +101,13 @@ def _images(clips: Tensor) -> Tensor:
     return clips
 
 
+def _bottleneck() -> Any:
+    """torchvision's block, which takes seconds to import: a wrong config is told before that."""
+    from torchvision.models.resnet import Bottleneck
+
+    return Bottleneck
+
+
 def _stage(stage: int, depth: int, width: int, norm_layer: NormFactory) -> nn.Sequential:
     """Residual blocks of one resolution; the 3x3 kernel of the first has the stride."""
     dim_inner = width * 2**stage
@@ -110,8 +117,9 @@ def _stage(stage: int, depth: int, width: int, norm_layer: NormFactory) -> nn.Se
     shortcut = nn.Sequential(
         nn.Conv2d(dim_in, dim_out, kernel_size=1, stride=stride, bias=False), norm_layer(dim_out)
     )
-    first = Bottleneck(dim_in, dim_inner, stride, shortcut, norm_layer=norm_layer)
-    rest = (Bottleneck(dim_out, dim_inner, norm_layer=norm_layer) for _ in range(depth - 1))
+    block = _bottleneck()
+    first = block(dim_in, dim_inner, stride, shortcut, norm_layer=norm_layer)
+    rest = (block(dim_out, dim_inner, norm_layer=norm_layer) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)
 
 
@@ -123,5 +131,5 @@ def _initialise(network: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=CLASSIFIER_STD)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Bottleneck):
+        elif isinstance(module, _bottleneck()):
             nn.init.zeros_(module.bn3.weight)
