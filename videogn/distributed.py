@@ -74,10 +74,13 @@ def joined_world(timeout_seconds: float = 1800) -> Iterator[World]:
         return
     local_rank = int(os.environ["LOCAL_RANK"])
     device = _device_of(local_rank)
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        "nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if on_gpu else None,
     )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)

@@ -12,7 +12,7 @@ import numpy as np
 
 from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import build_model, input_scale, list_of, spec_of
-from videogn.config import Config, LoadedConfig, load_config
+from videogn.config import Config, LoadedConfig, load_config, to_tree
 from videogn.data.annotations import VideoList
 from videogn.data.dataset import TestDataset
 from videogn.data.loader import build_test_loader
@@ -151,6 +151,7 @@ def describe(prepared: Prepared, world_size: int) -> dict[str, Any]:
         "weights": prepared.which,
         "iteration": (prepared.weights.training or {}).get("iteration"),
         "world_size": world_size,
+        "config": to_tree(config),
     }
 
 

@@ -277,10 +277,12 @@ def dry_run(prepared: Prepared, world: World) -> int:
     lone = World(0, 1, world.device)
     run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
     sharing = plan.world_size if world.device.type == "cpu" else 1
-    clip = torch.zeros(1, 3, config.clip.num_frames, *2 * (config.clip.crop_size,))
+    # Two clips where the plan has two: BN cannot train on one value per channel.
+    num_clips = min(2, plan.clips_per_gpu)
+    side = config.clip.crop_size
     memory = probe_memory(
         run.network,
-        clip.to(world.device),
+        torch.zeros(num_clips, 3, config.clip.num_frames, side, side, device=world.device),
         clips_per_gpu=plan.clips_per_gpu,
         processes_on_device=sharing,
     )

@@ -163,12 +163,12 @@ class MemoryPlan:
 
 
 def probe_memory(
-    model: nn.Module, clip: Tensor, *, clips_per_gpu: int, processes_on_device: int
+    model: nn.Module, clips: Tensor, *, clips_per_gpu: int, processes_on_device: int
 ) -> MemoryPlan:
-    """Measure what one clip keeps for the backward pass.
+    """Measure what a few clips keep for the backward pass, and scale it to the batch.
 
     Args:
-        clip: (1, C, T, H, W) float32, on the device of ``model``.
+        clips: (B, C, T, H, W) float32, on the device of ``model``.
         processes_on_device: processes that share the device's memory (CPU ranks do).
     """
     kept: dict[int, int] = {}
@@ -181,14 +181,15 @@ def probe_memory(
         return tensor
 
     model.train()
+    labels = torch.zeros(len(clips), dtype=torch.long, device=clips.device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = F.cross_entropy(model(clip), torch.zeros(1, dtype=torch.long, device=clip.device))
+        loss = F.cross_entropy(model(clips), labels)
     del loss
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return MemoryPlan(
         state_bytes=3 * weights,
-        clip_bytes=sum(kept.values()),
-        available_bytes=available_bytes(clip.device) // processes_on_device,
+        clip_bytes=sum(kept.values()) // len(clips),
+        available_bytes=available_bytes(clips.device) // processes_on_device,
         clips_per_gpu=clips_per_gpu,
     )
 
