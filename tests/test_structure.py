@@ -11,7 +11,8 @@ BASE = {"errors", "files", "config", "distributed"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
-    "config": {"errors"},
+    "yaml_files": {"errors"},
+    "config": {"errors", "yaml_files"},
     "distributed": {"errors"},
     "data": BASE | {"data"},
     "models": BASE | {"models"},

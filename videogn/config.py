@@ -17,6 +17,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from videogn.errors import ConfigError
+from videogn.yaml_files import BASE_KEY, parse_value, read_with_base
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -27,7 +28,6 @@ Triple = tuple[float, float, float]
 PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
-BASE_KEY = "_BASE_"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     """
     path = Path(path)
     faults: list[str] = []
-    own, tree = _read_with_base(path)
+    own, tree = read_with_base(path)
     assigned = _parse_overrides(overrides, faults)
     for key, value in assigned.items():
         _assign(tree, key, value, faults)
@@ -241,98 +241,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 _ADAPTER = TypeAdapter(Config)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``1e-3`` as a float, leaves dates alone and refuses a key twice."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in rows if tag != "tag:yaml.org,2002:timestamp"]
-    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    pairs = [
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-        for key, value in node.value
-    ]
-    seen: dict[Any, Any] = {}
-    for (key, value), (key_node, _) in zip(pairs, node.value, strict=True):
-        if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {key!r} is not a word; put it in quotes",
-                problem_mark=key_node.start_mark,
-            )
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-            )
-        seen[key] = value
-    return seen
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
-def _read_with_base(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's own keys, and those keys merged over its parents'."""
-    own = _read_yaml(path)
-    base = own.pop(BASE_KEY, None)
-    merged = dict(own)
-    visited = [path.resolve()]
-    while base is not None:
-        if not isinstance(base, str):
-            raise ConfigError(
-                f"{path}: {BASE_KEY} must name one file, got {base!r}; a config has one parent"
-            )
-        path = path.parent / base
-        if path.resolve() in visited:
-            chain = " -> ".join(p.name for p in [*visited, path.resolve()])
-            raise ConfigError(f"{path}: {BASE_KEY} goes round in a circle: {chain}")
-        visited.append(path.resolve())
-        parent = _read_yaml(path)
-        base = parent.pop(BASE_KEY, None)
-        merged = _merge(parent, merged)
-    return own, merged
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{path}: cannot read the config file: {reason}") from error
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys, got {type(tree).__name__}")
-    return tree
-
-
-def _yaml_problem(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-    return f"{getattr(error, 'problem', None) or error}{where}"
-
-
-def _merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(parent)
-    for key, value in child.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
 def _parse_overrides(overrides: Sequence[str], faults: list[str]) -> dict[str, Any]:
     assigned: dict[str, Any] = {}
     for word in overrides:
@@ -341,9 +249,9 @@ def _parse_overrides(overrides: Sequence[str], faults: list[str]) -> dict[str, A
             faults.append(f"{word!r} is not of the form key=value, such as train.base_lr=0.01")
             continue
         try:
-            assigned[key] = yaml.load(text, Loader=_Loader) if text else ""
-        except (yaml.YAMLError, ValueError) as error:
-            faults.append(f"{key}: {text!r} is not a YAML value: {_yaml_problem(error)}")
+            assigned[key] = parse_value(text) if text else ""
+        except ValueError as error:
+            faults.append(f"{key}: {text!r} is not a YAML value: {error}")
     return assigned
 
 
