@@ -43,8 +43,9 @@ def test_centre_is_exact_against_the_layouts_own_stem_and_mean_is_not(
 
 
 def test_logits_are_compared_by_the_sources_classifier_where_ours_is_fresh(tmp_path, randomise):
-    rows = verify_inflation(source_of(tmp_path, randomise), replace(SPEC, num_classes=7), **SMALL)
-    kept = verify_inflation(source_of(tmp_path, randomise), SPEC, **SMALL)
+    source = source_of(tmp_path, randomise)
+    rows = verify_inflation(source, replace(SPEC, num_classes=7), **SMALL)
+    kept = verify_inflation(source, SPEC, **SMALL)
     # The 7 x 7 pool is the whole map at this size: both ways are the same mean.
     for row, other in zip(rows, kept, strict=True):
         assert row.logits == pytest.approx(other.logits, rel=1e-3, abs=1e-5)
@@ -76,10 +77,10 @@ def test_the_table_says_what_to_expect(tmp_path, randomise):
     rows = verify_inflation(source_of(tmp_path, randomise), SPEC, **SMALL)
     lines = describe_verification(rows).splitlines()
     assert len({len(line) for line in lines[1:6]}) == 1
-    assert [line.split()[0] for line in lines[1:5]] == ["mean", "mean", "center", "center"]
-    assert "mean differs by design: zero padding" in lines[5]
-    assert "pads its stem pool; this layout, as released, does not" in lines[6]
+    assert [line.split()[0] for line in lines[2:6]] == ["mean", "mean", "center", "center"]
+    assert "mean differs by design: zero padding" in lines[6]
+    assert "pads its stem pool; this layout, as released, does not" in lines[7]
     paper = verify_inflation(
         read_source(tmp_path / "source.pth"), replace(SPEC, layout="nonlocal_paper"), **SMALL
     )
-    assert len(describe_verification(paper).splitlines()) == 4
+    assert len(describe_verification(paper).splitlines()) == 5
