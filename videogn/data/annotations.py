@@ -102,17 +102,17 @@ class _Faults:
     """What is wrong with a list, told all at once."""
 
     source: str
-    lines: list[str] = field(default_factory=list)
+    found: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, text: str) -> None:
-        self.lines.append(f"{self.source}:{line}: {text}")
+        self.found.append((line, text))
 
     def raise_if_any(self) -> None:
-        if not self.lines:
+        if not self.found:
             return
-        shown = self.lines[:MAX_FAULTS]
-        if len(self.lines) > len(shown):
-            shown.append(f"and {len(self.lines) - len(shown)} more")
+        shown = [f"{self.source}:{line}: {text}" for line, text in sorted(self.found)[:MAX_FAULTS]]
+        if len(self.found) > len(shown):
+            shown.append(f"and {len(self.found) - len(shown)} more")
         raise AnnotationError("\n".join(shown))
 
 

@@ -134,7 +134,8 @@ def _load_torch(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> WeightError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # The first sentence: torch goes on at length about how checkpoints get damaged.
+    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
     return WeightError(
         f"{path}: is damaged, cut off or no torch weight file ({reason}); copy it again"
     )
