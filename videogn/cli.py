@@ -26,7 +26,9 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="videogn: %(levelname)s: %(message)s")
+    # What every rank finds is said by the first.
+    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    logging.basicConfig(level=level, format="videogn: %(levelname)s: %(message)s")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2

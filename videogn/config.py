@@ -126,7 +126,8 @@ class TrainConfig:
     checkpoint_interval: PositiveInt = 10_000
     """Iterations between checkpoints; validations and the last iteration always save one."""
     max_failed_fraction: Fraction = 0.01
-    """Training stops once more than this share of the videos it read could not be decoded."""
+    """Training stops once more than this share of the list could not be decoded, but never for a
+    single video."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     out: str = ""
     """Run folder; ``runs/<name of the config file>`` where empty."""
     resume: Literal["auto", "never"] = "auto"
@@ -294,6 +295,8 @@ def _describe(fault: Any) -> str:
     message = re.sub(r"^Input should be (a |an )?valid ", "must be a ", message)
     message = message.replace("Input should be ", "must be ")
     message = message.replace("must be a integer", "must be an integer")
+    message = message.replace("must be a array", "must be a list")
+    message = message.replace("Tuple should have", "must have").replace(" after validation", "")
     message = message.replace("must be a object", "must be a section of keys")
     message = message.replace("must be an object", "must be a section of keys")
     message = message.replace("Field required", "must have more values")
@@ -324,7 +327,7 @@ def _nearest(key: str) -> str:
     matches = difflib.get_close_matches(key, [*known, *sections], n=2, cutoff=0.75)
     for close in difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.7):
         matches += by_leaf[close]
-    if not matches:
+    if not matches and len(leaf) > 1:
         matches = [name for word, names in by_leaf.items() if leaf in word for name in names]
     unique = list(dict.fromkeys(matches))[:3]
     if not unique:

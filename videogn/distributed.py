@@ -59,6 +59,9 @@ def launched() -> bool:
             f"the environment sets {', '.join(present)} but not {', '.join(absent)}; "
             "start with torchrun, or unset them"
         )
+    wrong = [name for name in present if not os.environ[name].isdigit()]
+    if wrong:
+        raise RunError(f"the environment has {wrong[0]}={os.environ[wrong[0]]!r}, not a number")
     return bool(present)
 
 

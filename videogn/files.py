@@ -49,6 +49,20 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_writable(path: str | Path) -> None:
+    """Find out before hours of work that their result could not be written.
+
+    Raises:
+        RunError: ``path`` is a folder, or lies in no folder that may be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise RunError(f"{path}: is a folder; name a file")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunError(f"{path}: cannot be written: {parent} is no folder that may be written")
+
+
 def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file's bytes as hexadecimal digits."""
     with Path(path).open("rb") as file:

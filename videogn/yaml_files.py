@@ -13,18 +13,27 @@ BASE_KEY = "_BASE_"
 """Names the parent of a file, relative to the file's folder."""
 
 
+LEFT_ALONE = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:int")
+"""Kinds YAML 1.1 sees where nobody means them: dates, and 8 in 010 or 90 in 1:30."""
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads ``1e-3`` as a float, leaves dates alone and refuses a key twice."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in rows if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, regexp) for tag, regexp in rows if tag not in LEFT_ALONE]
     for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+.0123456789"),
+)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][\d_]*)$"), list("-+0123456789")
 )
 
 
@@ -79,7 +88,9 @@ def read_with_base(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ConfigError(
                 f"{path}: {BASE_KEY} must name one file, got {base!r}; a config has one parent"
             )
-        path = path.parent / base
+        child, path = path, path.parent / base
+        if not path.is_file():
+            raise ConfigError(f"{child}: its {BASE_KEY} {base!r} does not exist ({path})")
         if path.resolve() in visited:
             chain = " -> ".join(p.name for p in [*visited, path.resolve()])
             raise ConfigError(f"{path}: {BASE_KEY} goes round in a circle: {chain}")

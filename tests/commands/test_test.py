@@ -151,11 +151,18 @@ def test_test_folder_of_other_weights_or_list_is_kept(tiny, trained: Path, capsy
     assert main([*command, *out]) == 0
     assert main([*command, *out]) == 0  # the same test may be run again
     before = (tiny.folder / "results" / "scores.npz").read_bytes()
-    assert "another list" in error_of(capsys, *command, *out, f"data.test={tiny.train_list}")
+    assert "list_sha256" in error_of(capsys, *command, *out, f"data.test={tiny.train_list}")
+    assert "num_crops: 1 there, 3 now" in error_of(capsys, *command, *out, "test.num_crops=3")
     best = trained / "checkpoints" / "best.safetensors"
     other = [*command[:-1], best, *out]
-    assert "another checkpoint" in error_of(capsys, *other)
+    assert "checkpoint_sha256" in error_of(capsys, *other)
     assert (tiny.folder / "results" / "scores.npz").read_bytes() == before
+
+
+def test_default_folder_does_not_depend_on_where_one_stands(tiny, trained, monkeypatch) -> None:
+    monkeypatch.chdir(trained / "checkpoints")
+    assert main(["test", "../config.yaml", "--checkpoint", "best.safetensors"]) == 0
+    assert (trained / "test_best" / "results.json").exists()
 
 
 @pytest.mark.dist

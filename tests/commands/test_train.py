@@ -149,6 +149,36 @@ def test_bad_validation_video_counts_as_wrong(tiny) -> None:
     (tiny.folder / "val").symlink_to(tiny.val_list.parent / "val")
     assert main(["train", str(tiny.config), f"data.val={listed}", f"out={out}"]) == 0
     assert entries_of(out, "val")[-1]["num_videos"] == 8
+    assert entries_of(out, "failed_val_video")[0]["path"].endswith("val/absent.mp4")
+
+
+def test_validation_list_that_cannot_be_read_stops_the_run(tiny, capsys) -> None:
+    listed = tiny.folder / "val.txt"
+    listed.write_text("absent.mp4 0\ngone.mp4 1\n")
+    words = [f"data.val={listed}", f"out={tiny.folder / 'run'}"]
+    message = error_of(capsys, "train", tiny.config, *words)
+    assert "not one of the 2 validation videos" in message
+    assert "absent.mp4" in message
+
+
+def test_failed_start_leaves_the_folder_free(tiny, capsys) -> None:
+    """What is wrong with the network is found before the folder is claimed."""
+    out = tiny.folder / "run"
+    for word in ("model.channels_per_group=3", "clip.num_frames=2"):
+        error_of(capsys, "train", tiny.config, f"out={out}", word)
+        assert not out.exists()
+    # And a run that breaks before its first checkpoint may be started with better values.
+    words = [f"out={out}", "train.checkpoint_interval=50", "data.val="]
+    error_of(capsys, "train", tiny.config, *words, "train.base_lr=1e30", "train.iterations=50")
+    assert main(["train", str(tiny.config), *words]) == 0
+
+
+def test_dry_run_samples_the_whole_list() -> None:
+    for length in (1, 19, 20, 21, 39, 1000):
+        chosen = train_command._spread(list(range(length)), 20)
+        assert len(chosen) == min(20, length)
+        assert chosen[0] == 0
+        assert chosen[-1] >= length - length / 20 - 1
 
 
 def test_exploding_loss_stops_before_it_is_saved(tiny, capsys) -> None:

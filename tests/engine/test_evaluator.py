@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from videogn.data.dataset import VideoViews
 
+from videogn.data.dataset import VideoViews
 from videogn.engine.evaluator import VideoScore, accuracy, collect, score_videos
 from videogn.errors import RunError
 
@@ -63,6 +63,24 @@ def test_softmax_then_mean_over_locations_crops_and_clips(num_crops: int) -> Non
         clip_probs[clip, crop] = (exp / exp.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(score.clip_probs, clip_probs.mean(1), atol=1e-6)
     np.testing.assert_allclose(score.clip_logits, clip_logits.mean(1), atol=1e-5)
+
+
+def test_scores_that_are_not_finite_stop_the_test() -> None:
+    network = Located(5)
+    network.weight[0, 0] = torch.nan
+    views = torch.zeros(2, 3, 2, 8, 12, dtype=torch.uint8)
+    scores = score_videos(
+        network,
+        [VideoViews(6, views, None)],
+        num_clips=2,
+        views_per_pass=2,
+        mean=MEAN,
+        std=STD,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+    with pytest.raises(RunError, match="video 7 of the list are not finite"):
+        list(scores)
 
 
 def test_failed_video_is_nan_and_wrong() -> None:

@@ -18,6 +18,28 @@ def test_ranks_equal_a_sort(num_videos: int, num_classes: int, seed: int) -> Non
     assert (label_ranks(scores, labels) == 0).tolist() == (scores.argmax(1) == labels).tolist()
 
 
+@given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_tally_has_the_same_rule_for_ties(num_clips: int, num_classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 3, size=(num_clips, num_classes)).astype(np.float32)
+    labels = rng.integers(num_classes, size=num_clips)
+    logits, targets = torch.from_numpy(scores), torch.from_numpy(labels)
+    tally = Tally.empty(torch.device("cpu")).add(torch.tensor(1.0), logits, targets)
+    ranks = label_ranks(scores, labels)
+    assert tally.top1 == topk_percent(ranks, num_clips, 1)
+    assert tally.top5 == topk_percent(ranks, num_clips, 5)
+
+
+def test_scores_that_are_no_numbers_are_never_right() -> None:
+    scores = np.full((2, 7), np.nan, dtype=np.float32)
+    labels = np.array([0, 3])
+    assert (label_ranks(scores, labels) >= 5).all()
+    tally = Tally.empty(torch.device("cpu")).add(
+        torch.tensor(1.0), torch.from_numpy(scores), torch.from_numpy(labels)
+    )
+    assert (tally.top1, tally.top5) == (0, 0)
+
+
 def test_missing_videos_count_as_wrong() -> None:
     assert topk_percent(np.array([0, 0, 3]), 6, 1) == 100 * 2 / 6
     assert topk_percent(np.array([0, 0, 3]), 6, 5) == 50.0

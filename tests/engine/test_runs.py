@@ -3,21 +3,41 @@ from pathlib import Path
 
 import pytest
 
-from videogn.config import from_tree
+from videogn.config import Config, from_tree
 from videogn.engine.runs import RunFolder, RunLog, check_folder, claim, read_log
 from videogn.errors import RunError
 
 
-def config_of(**changes: object) -> object:
-    return from_tree(changes, "")
-
-
-def test_fresh_folder_is_claimed_and_recognised(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    config = from_tree({"seed": 3}, "")
+def begun(path: Path, config: Config) -> RunFolder:
+    """A run folder with a checkpoint."""
+    folder = RunFolder(path)
     claim(folder, config)
+    folder.last.parent.mkdir()
+    folder.last.write_text("")
+    return folder
+
+
+def test_the_same_run_may_come_back(tmp_path: Path) -> None:
+    config = from_tree({"seed": 3}, "")
+    folder = begun(tmp_path / "run", config)
     assert folder.holds_run
-    claim(folder, config)  # the same run may come back
+    claim(folder, config)
+
+
+def test_run_without_a_checkpoint_may_be_started_anew(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    claim(folder, from_tree({"seed": 3}, ""))
+    RunLog(folder.log).write("start", {"iteration": 0})
+    claim(folder, from_tree({"seed": 4}, ""))
+    assert "seed: 4" in folder.config.read_text()
+    assert not folder.log.exists()
+
+
+def test_best_without_last_is_kept(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", from_tree({}, ""))
+    folder.last.rename(folder.best)
+    with pytest.raises(RunError, match="no last checkpoint"):
+        claim(folder, from_tree({}, ""))
 
 
 @pytest.mark.parametrize(
@@ -32,8 +52,7 @@ def test_fresh_folder_is_claimed_and_recognised(tmp_path: Path) -> None:
 def test_another_run_is_refused_with_the_differing_key(
     tmp_path: Path, change: dict, key: str
 ) -> None:
-    folder = RunFolder(tmp_path / "run")
-    claim(folder, from_tree({}, ""))
+    folder = begun(tmp_path / "run", from_tree({}, ""))
     before = folder.config.read_bytes()
     with pytest.raises(RunError, match=key):
         claim(folder, from_tree(change, ""))
@@ -41,8 +60,7 @@ def test_another_run_is_refused_with_the_differing_key(
 
 
 def test_harmless_changes_pass(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    claim(folder, from_tree({}, ""))
+    folder = begun(tmp_path / "run", from_tree({}, ""))
     check_folder(
         folder,
         from_tree({"data": {"num_workers": 0}, "test": {"num_clips": 3}, "out": "other"}, ""),
@@ -50,9 +68,8 @@ def test_harmless_changes_pass(tmp_path: Path) -> None:
 
 
 def test_never_refuses_a_used_folder(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
     config = from_tree({"resume": "never"}, "")
-    claim(folder, config)
+    folder = begun(tmp_path / "run", config)
     with pytest.raises(RunError, match="resume=auto"):
         claim(folder, config)
 
@@ -67,7 +84,7 @@ def test_foreign_files_and_plain_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_damaged_config_of_a_run_is_one_message(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = begun(tmp_path, from_tree({}, ""))
     folder.config.write_text("seed: [")
     with pytest.raises(RunError, match=r"config\.yaml"):
         check_folder(folder, from_tree({}, ""))

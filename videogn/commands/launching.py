@@ -36,6 +36,7 @@ def must_launch(num_processes: int | None) -> bool:
 
 def launch(num_processes: int, words: Sequence[str]) -> int:
     """Run ``videogn WORDS`` in ``num_processes`` ranks and return the first failure's exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -56,6 +57,9 @@ def launch(num_processes: int, words: Sequence[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        print(f"videogn: stopped by {error.sigval.name}", file=sys.stderr, flush=True)
+        return 128 + error.sigval
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from videogn.config import DataConfig, LoadedConfig, ModelConfig
+from videogn.config import ClipConfig, DataConfig, LoadedConfig, ModelConfig
 from videogn.data.annotations import VideoList, read_videos
 from videogn.errors import ConfigError
 from videogn.models.build import build_network
@@ -37,6 +37,17 @@ def build_model(model: ModelConfig, seed: int) -> torch.nn.Module:
     """The network a config names, with the random weights of ``seed``."""
     torch.manual_seed(seed)
     return build_network(spec_of(model))
+
+
+def check_network(spec: NetworkSpec, clip: ClipConfig) -> None:
+    """Refuse a network that cannot be built, or clips too small for it, before anything starts.
+
+    Raises:
+        UserError: groups do not divide the channels, or a clip has too few frames or pixels.
+    """
+    with torch.device("meta"):
+        network = build_network(spec)
+        network(torch.zeros(2, 3, clip.num_frames, clip.crop_size, clip.crop_size))
 
 
 def list_of(

@@ -122,6 +122,7 @@ def checkpoint_file(path: Path) -> Path:
 
 def default_folder(file: Path, config: Config) -> Path:
     """RUN/test for a run's last checkpoint, RUN/test_best for its best, else OUT_test."""
+    file = file.absolute()
     run_folder = RunFolder(file.parent.parent)
     names = {run_folder.last: "test", run_folder.best: "test_best"}
     if file in names:

@@ -4,13 +4,12 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from videogn.commands.launching import launch, must_launch
-from videogn.commands.setup import build_model, input_scale, list_of, spec_of
+from videogn.commands.setup import build_model, check_network, input_scale, list_of, spec_of
 from videogn.config import Config, LoadedConfig, load_config
 from videogn.data.annotations import VideoList, VideoRecord
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
@@ -18,11 +17,10 @@ from videogn.data.decode import READERS
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
-from videogn.engine.metrics import Tally
 from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import TrainPlan, make_plan, probe_memory
 from videogn.engine.runs import RunFolder, RunLog, check_folder, claim
-from videogn.engine.trainer import Run, train, train_step, validate, wrap_for_ranks
+from videogn.engine.trainer import Run, Validation, train, train_step, validate, wrap_for_ranks
 from videogn.errors import DecodeError, RunError
 from videogn.models.spec import WeightInfo
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
@@ -100,6 +98,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
         temporal_init=weights.info.temporal_init if weights else None,
     )
     plan = make_plan(config.train, num_videos=len(train_list.records), world_size=world_size)
+    check_network(info.spec, config.clip)
     return Prepared(config, train_list, val_list, weights, info, plan)
 
 
@@ -110,10 +109,10 @@ def train_prepared(prepared: Prepared, world: World) -> TrainingState:
     # Every rank looks before rank 0 writes, and all see the same state of the folder.
     goes_on = folder.last.exists()
     barrier()
+    run, state = _build(prepared, world, folder, goes_on)
     if world.is_main:
         claim(folder, config)
     barrier()
-    run, state = _build(prepared, world, folder, goes_on)
     if world.is_main:
         _announce(prepared, run, state)
     if state.iteration == prepared.plan.iterations:
@@ -166,8 +165,9 @@ def _check_position(folder: RunFolder, state: TrainingState, plan: TrainPlan) ->
     if state.global_batch != plan.global_batch:
         raise RunError(
             f"{folder.last}: was trained with {state.global_batch} clips per iteration, this job "
-            f"has {plan.global_batch} ({plan.clips_per_gpu} x {plan.world_size}); the order of the "
-            "samples depends on it: go on with the same product, or choose another out="
+            f"has {plan.global_batch} ({plan.clips_per_gpu} x {plan.world_size}), and the order of "
+            "the samples depends on it: go on with "
+            f"{state.global_batch // plan.clips_per_gpu} processes, or choose another out="
         )
 
 
@@ -239,7 +239,7 @@ def _train_loader(
     return iter(build_train_loader(dataset, batches, config.data.num_workers))
 
 
-def _validation(prepared: Prepared, run: Run) -> Callable[[], Tally] | None:
+def _validation(prepared: Prepared, run: Run) -> Callable[[], Validation] | None:
     if prepared.val_list is None:
         return None
     config = prepared.config
@@ -251,9 +251,8 @@ def _validation(prepared: Prepared, run: Run) -> Callable[[], Tally] | None:
         config.data.num_workers,
     )
 
-    def now() -> Tally:
-        batches = ((batch, len(batch.failures)) for batch in loader)
-        return validate(run.network, batches, run.info, run.world, config.train.precision)
+    def now() -> Validation:
+        return validate(run.network, loader, run.info, run.world, config.train.precision)
 
     return now
 
@@ -295,8 +294,8 @@ def dry_run(prepared: Prepared, world: World) -> int:
 
 def _spread(records: list[VideoRecord], count: int) -> list[VideoRecord]:
     """At most ``count`` records, evenly spaced over the list."""
-    step = max(1, len(records) // count)
-    return list(islice(records, 0, None, step))[:count]
+    count = min(count, len(records))
+    return [records[place * len(records) // count] for place in range(count)]
 
 
 def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -> None:

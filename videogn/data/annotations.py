@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,7 +173,7 @@ def _checked(
                 "mend it or set model.num_classes",
             )
             continue
-        path = os.path.normpath(root / name)
+        path = os.path.abspath(root / name)  # noqa: PTH100 - resolve() would follow links
         if path not in seen:
             seen[path] = (line, label)
             records.append(VideoRecord(path, label, name))
@@ -248,14 +249,20 @@ def _read_kinetics_csv(
     missing = [name for name in KINETICS_COLUMNS if name not in (rows.fieldnames or ())]
     if missing:
         raise AnnotationError(f"{path}:1: the csv has no column {', '.join(missing)}")
-    faults, lines = _Faults(str(path)), []
+    faults, lines, splits = _Faults(str(path)), [], Counter[str]()
     for row in rows:
+        splits[row.get("split") or ""] += 1
         stem = _kinetics_stem(row)
         if stem is None or not row["label"]:
             faults.add(rows.line_num, f"no label, id or whole seconds in {list(row.values())}")
         else:
             lines.append((rows.line_num, row["label"], stem))
     faults.raise_if_any()
+    if len(splits) > 1:
+        raise AnnotationError(
+            f"{path}: holds several splits, {dict(splits)}; give a csv for each, or those videos "
+            "would be trained on and tested on at once"
+        )
     names = _class_order(str(path), [label for _, label, _ in lines], num_classes, class_names)
     index = {name: label for label, name in enumerate(names)}
     files = _files_by_stem(root)

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from videogn.errors import WeightError
 from videogn.models.spec import WeightInfo
-from videogn.models.weights import WeightFile, load_into, read_weights, write_weights
-
-OPTIMIZER_PREFIX = "optimizer/"
+from videogn.models.weights import (
+    OPTIMIZER_PREFIX,
+    WeightFile,
+    load_into,
+    read_weights,
+    write_weights,
+)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,9 @@ def score_videos(
 
     The network is taken as fully convolutional: softmax at each location, mean over locations
     and crops gives the clip's score (non-local paper, section 4.1).
+
+    Raises:
+        RunError: a score is not finite.
     """
     network.eval()
     for video in videos:
@@ -91,6 +94,11 @@ def score_videos(
                     for views in torch.split(video.views, views_per_pass)
                 ),
                 strict=True,
+            )
+        if not all(torch.isfinite(part).all() for part in logits):
+            raise RunError(
+                f"the network's scores of video {video.place + 1} of the list are not finite; "
+                "its weights are broken: test another checkpoint"
             )
         yield VideoScore(
             video.place,

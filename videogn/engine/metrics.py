@@ -15,11 +15,12 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: (N,) int.
 
     Returns:
-        (N,) int: 0 where the true class is the arg-max.
+        (N,) int: 0 where the true class is the arg-max. A score that is not a number comes
+        before every other, so that a broken network is never right.
     """
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    return np.asarray(((scores > own) | ((scores == own) & earlier)).sum(axis=1))
+    return np.asarray((~(scores < own) & ~((scores == own) & ~earlier)).sum(axis=1))
 
 
 def topk_percent(ranks: np.ndarray, num_videos: int, k: int) -> float:
@@ -48,7 +49,9 @@ class Tally:
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> "Tally":
         """Count a batch: ``loss`` its mean loss, ``logits: (B, K)``, ``labels: (B,) int64``."""
         own = logits.gather(1, labels[:, None])
-        ranks = (logits > own).sum(1)
+        earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+        # The rule of label_ranks, on the device; NaN compares as false, so it never wins either.
+        ranks = (~(logits < own) & ~((logits == own) & ~earlier)).sum(1)
         right = [(ranks < k).sum().double() for k in (1, 5)]
         count = torch.full_like(right[0], len(labels))
         return Tally(
@@ -68,8 +71,8 @@ class Tally:
 
     @property
     def loss(self) -> float:
-        """Mean loss of the clips that were read."""
-        return float(self.sums[0] / self.sums[3])
+        """Mean loss of the clips that were read; 0 where none was."""
+        return float(self.sums[0] / self.sums[3].clamp(min=1))
 
     @property
     def top1(self) -> float:

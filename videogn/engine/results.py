@@ -12,26 +12,40 @@ from videogn.data.annotations import VideoRecord
 from videogn.engine.evaluator import EvalResult, ScoreTable
 from videogn.engine.runs import RunFolder
 from videogn.errors import RunError
-from videogn.files import atomic_path, write_text
+from videogn.files import atomic_path, check_writable, write_text
 
 RESULTS = "results.json"
 SCORES = "scores.npz"
-IDENTITY = ("checkpoint_sha256", "list_sha256")
-"""Keys of the results that tell whose test a folder holds."""
+IDENTITY = (
+    "checkpoint_sha256",
+    "list_sha256",
+    "protocol",
+    "num_clips",
+    "num_crops",
+    "num_frames",
+    "frame_stride",
+    "short_side",
+    "crop_size",
+    "reader",
+    "mean",
+    "std",
+)
+"""Keys of the results that tell which test a folder holds."""
 
 
 def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds a training run, or the test of other weights or another list.
+    """Refuse a folder that holds a training run or another test, or cannot be written.
 
     Raises:
         RunError: naming the folder and what it holds.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: the test folder is a file; choose another --out")
-    if RunFolder(folder).holds_run:
+    if RunFolder(folder).holds_run or RunFolder(folder).config.exists():
         raise RunError(
             f"{folder}: holds a training run; choose another --out, such as {folder}/test"
         )
+    check_writable(folder / RESULTS)
     if not (folder / RESULTS).exists():
         return
     try:
@@ -42,11 +56,10 @@ def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
             f"{folder / RESULTS}: cannot be read: {error}; choose another --out"
         ) from error
     if changed:
-        what = "checkpoint" if IDENTITY[0] in changed else "list"
-        raise RunError(
-            f"{folder}: holds the test of another {what} "
-            f"({old.get('checkpoint')}, {old.get('list')}); choose another --out or remove it"
+        lines = "".join(
+            f"\n  - {key}: {old.get(key)} there, {identity[key]} now" for key in changed
         )
+        raise RunError(f"{folder}: holds another test; choose another --out or remove it:{lines}")
 
 
 def write_results(

@@ -31,6 +31,10 @@ HARMLESS = frozenset(
 """Keys that may change when a run goes on: no weight depends on them."""
 
 
+OWN_NAMES = frozenset({"config.yaml", "log.jsonl", "checkpoints"})
+"""What a run that has not come to its first checkpoint may have left."""
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names of the files in a training run's folder."""
@@ -59,8 +63,12 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a training run has begun here."""
-        return self.config.exists() or self.last.exists()
+        """Whether a training run has left a checkpoint here.
+
+        Without one there is nothing to lose: a run that failed to start may be started again
+        with another config.
+        """
+        return self.last.exists() or self.best.exists()
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:
@@ -73,10 +81,13 @@ def check_folder(folder: RunFolder, config: Config) -> None:
         raise RunError(f"{folder.path}: the run folder out= is a file; choose another out=")
     if folder.holds_run:
         _check_same_run(folder, config)
-    elif folder.path.exists() and any(folder.path.iterdir()):
-        raise RunError(
-            f"{folder.path}: holds files that are no training run; choose another out= or empty it"
-        )
+    elif folder.path.exists():
+        foreign = {path.name for path in folder.path.iterdir()} - OWN_NAMES
+        if foreign:
+            raise RunError(
+                f"{folder.path}: holds files that are no training run, such as {min(foreign)}; "
+                "choose another out= or empty it"
+            )
 
 
 def claim(folder: RunFolder, config: Config) -> None:
@@ -87,6 +98,7 @@ def claim(folder: RunFolder, config: Config) -> None:
     """
     check_folder(folder, config)
     if not folder.holds_run:
+        folder.log.unlink(missing_ok=True)
         write_text(folder.config, to_yaml(config))
 
 
@@ -95,10 +107,16 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
         raise RunError(
             f"{folder.path}: holds a run already; choose another out=, or resume=auto to go on"
         )
+    if not folder.last.exists():
+        raise RunError(
+            f"{folder.path}: holds {folder.best.relative_to(folder.path)} and no last checkpoint "
+            "to go on from; choose another out="
+        )
     try:
         tree = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder.config}: cannot be read: {error}; choose another out=") from error
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{folder.config}: cannot be read: {reason}; choose another out=") from error
     old = from_tree(tree or {}, str(folder.config))
     changed = {key: pair for key, pair in differences(old, config).items() if key not in HARMLESS}
     if changed:
@@ -126,7 +144,7 @@ class RunLog:
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one entry."""
-        line = json.dumps({"kind": kind, **values}) + "\n"
+        line = json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line)

@@ -1,7 +1,7 @@
 """Training: the step, the loop around it, validation and what is written."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,14 @@ class Run:
     report: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Validation:
+    """Accuracy over a validation list, and (path, reason) of each video that counts as wrong."""
+
+    tally: Tally
+    failures: list[tuple[str, str]]
+
+
 def train_step(run: Run, batch: ClipBatch, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
     """One update of the weights.
 
@@ -69,7 +77,7 @@ def train(
     run: Run,
     state: TrainingState,
     batches: Iterator[ClipBatch],
-    validate_now: Callable[[], Tally] | None,
+    validate_now: Callable[[], Validation] | None,
 ) -> TrainingState:
     """Run the steps from ``state`` to the end of the plan.
 
@@ -131,22 +139,23 @@ def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
 
 def validate(
     network: nn.Module,
-    batches: Iterator[tuple[ClipBatch, int]],
+    batches: Iterable[ClipBatch],
     info: WeightInfo,
     world: World,
     precision: str,
-) -> Tally:
+) -> Validation:
     """Loss and accuracy over one clip per video, every video once, summed over the ranks.
 
     Args:
-        batches: this rank's clips, and how many videos of the batch could not be read.
+        batches: this rank's clips.
     """
-    tally = Tally.empty(world.device)
+    tally, failures = Tally.empty(world.device), []
     broadcast_buffers(network)
     network.eval()
     with torch.inference_mode():
-        for batch, failed in batches:
-            tally = tally.add_failed(failed)
+        for batch in batches:
+            tally = tally.add_failed(len(batch.failures))
+            failures += batch.failures
             if len(batch.labels) == 0:
                 continue
             clips = normalize(batch.clips.to(world.device), info.mean, info.std)
@@ -155,19 +164,26 @@ def validate(
                 logits = network(clips).float()
             tally = tally.add(F.cross_entropy(logits, labels), logits, labels)
     network.train()
-    return Tally(sum_over_ranks(tally.sums))
+    everywhere = [failure for part in gather_over_ranks(failures) for failure in part]
+    return Validation(Tally(sum_over_ranks(tally.sums)), sorted(everywhere))
 
 
 def _validate(
-    run: Run, state: TrainingState, log: RunLog | None, validate_now: Callable[[], Tally]
+    run: Run, state: TrainingState, log: RunLog | None, validate_now: Callable[[], Validation]
 ) -> TrainingState:
     started = time.monotonic()
-    tally = validate_now()
+    validation = validate_now()
+    tally = validation.tally
+    _check_validation(run, state, validation)
     best = tally.top1 > state.best_top1
     state = replace(state, best_top1=max(tally.top1, state.best_top1))
     if log is None:
         return state
     seconds = time.monotonic() - started
+    for path, reason in validation.failures:
+        run.report(f"warning: counted as wrong: {path}: {reason}")
+        values = {"iteration": state.iteration, "path": path, "reason": reason}
+        log.write("failed_val_video", values)
     run.report(
         f"validation at {state.iteration:,}: top-1 {tally.top1:.2f} %  top-5 {tally.top5:.2f} %  "
         f"loss {tally.loss:.4f}  ({tally.num_clips} videos, one clip each, {seconds:.0f} s)"
@@ -187,6 +203,21 @@ def _validate(
     if best:
         save_checkpoint(run.folder.best, run.network, run.info, state)
     return state
+
+
+def _check_validation(run: Run, state: TrainingState, validation: Validation) -> None:
+    if not torch.isfinite(validation.tally.sums).all():
+        raise RunError(
+            f"{run.folder.path}: the validation loss at iteration {state.iteration} is not finite; "
+            "the checkpoint before is kept. Lower train.base_lr or lengthen "
+            "train.warmup_iterations"
+        )
+    if len(validation.failures) == validation.tally.num_clips:
+        path, reason = validation.failures[0]
+        raise RunError(
+            f"not one of the {validation.tally.num_clips} validation videos can be read; mend "
+            f"data.val: {path}: {reason}"
+        )
 
 
 class _Meter:
