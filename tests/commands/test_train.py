@@ -1,8 +1,10 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -308,3 +310,29 @@ def test_shipped_kinetics_config_names_its_missing_files(capsys, monkeypatch, tm
     monkeypatch.chdir(tmp_path)
     message = error_of(capsys, "train", configs / "kinetics400" / "i3d_r50_gn_32x2_b8.yaml")
     assert "weights/i3d_r50_gn.safetensors" in message
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_interrupted_job_of_two_ranks_ends_with_one_word_and_no_orphan(tiny) -> None:
+    words = ["train", str(tiny.config), "--gpus", "2", f"out={tiny.folder / 'run'}"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "videogn", *words, "train.iterations=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout is not None
+    while not job.stdout.readline().startswith("iter "):
+        assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    _, error = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "videogn: stopped by SIGTERM" in error
+    assert "Traceback" not in error
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(tiny.config) in (process.info["cmdline"] or ())
+    ]
+    assert left == []
