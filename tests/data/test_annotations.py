@@ -181,6 +181,13 @@ def test_faults_of_a_kinetics_csv_are_told_at_once(tmp_path: Path) -> None:
     assert "label 1 here and 0 in line 4" in faults_of(source)[0]
 
 
+def test_kinetics_csv_of_several_splits_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "all.csv", CSV + "playing harp,new,1,11,train\n")
+    [fault] = faults_of(source)
+    assert "several splits" in fault
+    assert "'train': 1" in fault
+
+
 def test_kinetics_csv_with_too_many_classes_names_the_setting(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", CSV)
     assert "set model.num_classes=2" in faults_of(source, num_classes=1)[0]
