@@ -1,7 +1,6 @@
 """``python -m videogn`` is the command ``videogn``."""
 
-import sys
+from videogn.cli import entry
 
-from videogn.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    entry()

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from videogn.errors import UserError
 
@@ -21,6 +22,18 @@ COMMANDS = {
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }
 """Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called."""
+
+
+def entry() -> NoReturn:
+    """Run the command line of this process and end the process with its exit code."""
+    code = main()
+    if "RANK" in os.environ:
+        # A rank of a finished job may abort while the interpreter takes torch's process group
+        # apart ("terminate called without an active exception"), which would fail the job.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
