@@ -151,7 +151,8 @@ def encode_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": "18", "preset": "veryfast"}
+        stream.codec_context.thread_count = 1
         for packet in _packets(stream, frames):
             container.mux(packet)
 
