@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pytorchvideo.models.hub.resnet import i3d_r50 as pytorchvideo_i3d_r50
 from torch import Tensor, nn
 
-from videogn.models import i3d_r50
+from videogn.models import i3d
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     clips = torch.randn(shape, device=device)
     networks = {
         "pytorchvideo bn": pytorchvideo_i3d_r50(pretrained=False),
-        "videogn bn": i3d_r50(norm="bn", layout="zoo"),
-        "videogn gn": i3d_r50(norm="gn", layout="zoo"),
+        "videogn bn": i3d(norm="bn", layout="zoo"),
+        "videogn gn": i3d(norm="gn", layout="zoo"),
     }
     print(f"{shape} on {device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for kind, step in (("train", train_step), ("infer", infer)):

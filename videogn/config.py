@@ -29,6 +29,9 @@ PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
+STILL_ARCHS = ("resnet50", "resnet101")
+"""Values of ``model.arch`` that are 2D networks."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -60,23 +63,37 @@ class ModelConfig:
 
     __pydantic_config__ = STRICT
 
-    arch: Literal["i3d_r50", "resnet50"] = "i3d_r50"
-    """``resnet50`` is the 2D network, on clips of one frame."""
+    arch: Literal[
+        "i3d_r50",
+        "i3d_r101",
+        "i3d_3x3x3_r50",
+        "i3d_3x3x3_r101",
+        "i3d_heavy_r50",
+        "c2d_r50",
+        "c2d_r101",
+        "resnet50",
+        "resnet101",
+    ] = "i3d_r50"
+    """I3D has its first 1x1 kernels inflated, ``3x3x3`` its 3x3 kernels, ``heavy`` the first of
+    every block, C2D none; ``resnet`` are 2D networks, on clips of one frame."""
     norm: Literal["bn", "gn"] = "gn"
     num_groups: PositiveInt = 32
     """Groups of every GN layer (paper section 4.1)."""
     channels_per_group: PositiveInt | None = None
     """Where given, every GN layer has groups of this many channels instead."""
-    layout: Literal["nonlocal", "nonlocal_paper", "zoo"] = "nonlocal"
-    """``nonlocal``: the released 32x2 network; ``nonlocal_paper``: the printed one;
-    ``zoo``: the 8x8 network of pytorchvideo and PySlowFast."""
+    layout: Literal[
+        "nonlocal", "nonlocal_paper", "zoo", "nonlocal_8x8", "mmaction2", "mmaction2_heavy"
+    ] = "nonlocal"
+    """``nonlocal``: the released 32x2 network; ``nonlocal_paper``: the printed one; ``zoo``: the
+    8x8 network of pytorchvideo and PySlowFast; ``nonlocal_8x8``: the released 8x8 network;
+    ``mmaction2`` and ``mmaction2_heavy``: mmaction2's 32x2 networks."""
     num_classes: PositiveInt = 400
     weights: str | None = None
     """File of ``videogn inflate`` or a checkpoint; random where null."""
-    width: PositiveInt = 64
-    """Channels of the stem; every other layer scales with it."""
-    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=4)] = (3, 4, 6, 3)
-    """Residual blocks of each stage."""
+    width: PositiveInt | None = None
+    """Channels of the stem, with which every other layer scales; the network's own where null."""
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5)] | None = None
+    """Blocks of each stage; the network's own where null."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
@@ -358,9 +375,10 @@ def _inconsistencies(config: Config) -> list[str]:
         faults.append(f"train.lr_milestones {list(train.lr_milestones)} must rise strictly")
     if test.protocol == "center" and test.num_crops != 1:
         faults.append("test.protocol=center has one crop; set test.num_crops=1")
-    if model.arch == "resnet50" and clip.num_frames != 1:
+    if model.arch in STILL_ARCHS and clip.num_frames != 1:
         faults.append(
-            f"model.arch=resnet50 takes still frames; set clip.num_frames=1, got {clip.num_frames}"
+            f"model.arch={model.arch} takes still frames; set clip.num_frames=1, "
+            f"got {clip.num_frames}"
         )
     if (config.data.mean is None) != (config.data.std is None):
         faults.append("data.mean and data.std belong together: set both or neither")

@@ -5,7 +5,7 @@ import torch
 
 from videogn.errors import UserError
 from videogn.models.build import ARCHITECTURES, build_network
-from videogn.models.i3d import I3D, i3d_r50
+from videogn.models.i3d import I3D, i3d
 from videogn.models.resnet2d import ResNet2d, resnet50
 from videogn.models.spec import NetworkSpec
 
@@ -16,9 +16,7 @@ def built_by_hand(arch):
     options = {"norm": "gn", "num_groups": 4, "num_classes": 5, "width": 8, "dropout": 0.25}
     options["depths"] = (1, 2, 1, 1)
     torch.manual_seed(0)
-    return (
-        i3d_r50(layout="zoo", **options) if arch == "i3d_r50" else resnet50(**options)
-    ).state_dict()
+    return (i3d(layout="zoo", **options) if arch == "i3d_r50" else resnet50(**options)).state_dict()
 
 
 @pytest.mark.parametrize(("arch", "kind"), [("i3d_r50", I3D), ("resnet50", ResNet2d)])

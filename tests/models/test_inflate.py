@@ -10,7 +10,7 @@ from torch import nn
 
 from videogn.errors import WeightError
 from videogn.models.build import build_network
-from videogn.models.i3d import i3d_r50
+from videogn.models.i3d import i3d
 from videogn.models.inflate import TEMPORAL_INITS, inflate_state_dict, source_name
 from videogn.models.resnet2d import resnet50
 from videogn.models.sources import read_source
@@ -70,7 +70,7 @@ def test_every_tensor_has_the_2d_networks_values(tmp_path, randomise, norm, temp
 def test_names_are_one_to_one_on_the_full_network():
     for norm, count in (("gn", 161), ("bn", 320)):
         with torch.device("meta"):
-            wanted = i3d_r50(norm=norm).state_dict()
+            wanted = i3d(norm=norm).state_dict()
             peer = resnet50(norm=norm).state_dict()
         assert {source_name(name) for name in wanted} == set(peer)
         assert len(wanted) == len(peer) == count

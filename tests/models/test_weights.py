@@ -226,7 +226,7 @@ def test_tensors_of_another_network_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "c2d"}, "choose from i3d_r50, resnet50"),
+        ({"arch": "c2d"}, "choose from i3d_r50, i3d_r101"),
         ({"norm": "gnn"}, "choose from bn, gn"),
         ({"layout": "slow"}, "choose from nonlocal"),
         ({"norm": "gn", "num_groups": 3}, "4 channels"),

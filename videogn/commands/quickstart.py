@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from videogn.commands import inflate, test, train
+from videogn.commands.setup import spec_of
 from videogn.config import Config, load_config
 from videogn.data.synthetic import MOTIONS, RenderedLists, render_motion_dataset
 from videogn.engine.results import RESULTS
@@ -105,7 +106,7 @@ def _one_norm(norm: str, out: Path, lists: RenderedLists, overrides: Sequence[st
 
 def _network_words(config: Config) -> list[str]:
     """The options of ``videogn inflate`` that describe a config's network."""
-    model = config.model
+    model = spec_of(config.model)
     words = ["--arch", "i3d_r50", "--norm", model.norm, "--classes", str(len(MOTIONS))]
     words += ["--width", str(model.width), "--depths", ",".join(map(str, model.depths))]
     if model.channels_per_group is not None:

@@ -9,7 +9,7 @@ from videogn.config import ClipConfig, DataConfig, LoadedConfig, ModelConfig
 from videogn.data.annotations import VideoList, read_videos
 from videogn.errors import ConfigError
 from videogn.models.build import build_network
-from videogn.models.spec import NetworkSpec, WeightInfo
+from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 
 DEFAULT_MEAN = (0.45, 0.45, 0.45)
 DEFAULT_STD = (0.225, 0.225, 0.225)
@@ -27,8 +27,8 @@ def spec_of(model: ModelConfig) -> NetworkSpec:
         channels_per_group=model.channels_per_group,
         layout=model.layout,
         num_classes=model.num_classes,
-        width=model.width,
-        depths=model.depths,
+        width=model.width or ARCHITECTURES[model.arch].width,
+        depths=model.depths or ARCHITECTURES[model.arch].depths,
         dropout=model.dropout,
     )
 

@@ -1,7 +1,7 @@
 """The networks, their weight files and the inflation of 2D weights."""
 
 from videogn.models.build import build_network
-from videogn.models.i3d import I3D, i3d_r50
+from videogn.models.i3d import I3D, i3d
 from videogn.models.inflate import InflationReport, inflate_state_dict
 from videogn.models.resnet2d import ResNet2d, resnet50
 from videogn.models.sources import read_source
@@ -15,7 +15,7 @@ __all__ = [
     "ResNet2d",
     "WeightInfo",
     "build_network",
-    "i3d_r50",
+    "i3d",
     "inflate_state_dict",
     "load_model",
     "read_info",

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from torch import nn
 
 from videogn.errors import UserError
-from videogn.models.i3d import i3d_r50
+from videogn.models.i3d import i3d
 from videogn.models.resnet2d import resnet50
-from videogn.models.spec import NetworkSpec
+from videogn.models.spec import ARCHITECTURES, NetworkSpec
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
@@ -21,11 +21,12 @@ def build_network(spec: NetworkSpec) -> nn.Module:
         raise UserError(
             f"model.arch={spec.arch!r}: no such network; choose from {', '.join(ARCHITECTURES)}"
         )
-    return ARCHITECTURES[spec.arch](spec)
+    return FAMILIES[ARCHITECTURES[spec.arch].family](spec)
 
 
 def _build_i3d(spec: NetworkSpec) -> nn.Module:
-    return i3d_r50(
+    return i3d(
+        inflation=ARCHITECTURES[spec.arch].inflation or "none",
         norm=spec.norm,
         num_groups=spec.num_groups,
         channels_per_group=spec.channels_per_group,
@@ -37,7 +38,7 @@ def _build_i3d(spec: NetworkSpec) -> nn.Module:
     )
 
 
-def _build_resnet50(spec: NetworkSpec) -> nn.Module:
+def _build_resnet2d(spec: NetworkSpec) -> nn.Module:
     return resnet50(
         norm=spec.norm,
         num_groups=spec.num_groups,
@@ -49,8 +50,8 @@ def _build_resnet50(spec: NetworkSpec) -> nn.Module:
     )
 
 
-ARCHITECTURES: dict[str, Callable[[NetworkSpec], nn.Module]] = {
-    "i3d_r50": _build_i3d,
-    "resnet50": _build_resnet50,
+FAMILIES: dict[str, Callable[[NetworkSpec], nn.Module]] = {
+    "i3d": _build_i3d,
+    "resnet2d": _build_resnet2d,
 }
-"""Name -> builder."""
+"""Family -> builder."""

@@ -1,4 +1,4 @@
-"""The inflated 3D ResNet-50 (non-local paper, section 3 and Table 1, 3x1x1 inflation).
+"""The inflated 3D ResNets I3D and the 2D-kernel C2D (non-local paper, section 3 and Table 1).
 
 Shapes: B clips, C channels, T frames, H x W pixels, K classes, H' x W' positions of the
 classifier. Built from pytorchvideo's parts under pytorchvideo's parameter names, so that its
@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videogn.errors import UserError
+from videogn.models.initialise import initialise, start_as_identity
 from videogn.models.norm import NormFactory, make_norm
 
 Extent = tuple[int, int, int]
 """Kernel, stride or padding along (T, H, W)."""
 
-STEM_KERNEL: Extent = (5, 7, 7)
+STEM_SIZE = 7
+"""Height and width of conv1's kernel."""
 POOL_SIZE = 7
 """Height and width of the final average pool: the feature map of a 224 x 224 crop."""
-CLASSIFIER_STD = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,37 @@ class Layout:
     pool2_kernel: Extent
     pool2_stride: Extent
     pool2_padding: Extent
+    pool5_size: int | None = POOL_SIZE
+    """Height and width of the last average pool, in positions; the whole map where None."""
 
+
+@dataclass(frozen=True)
+class Inflation:
+    """Which 2D kernels have gained time steps: temporal sizes in the stem and in each stage.
+
+    Attributes:
+        stem: of conv1.
+        first: of the first (1x1) kernel of the blocks of each stage, repeated along the stage.
+        middle: of the second (3x3) kernel, likewise.
+    """
+
+    stem: int
+    first: tuple[tuple[int, ...], ...]
+    middle: tuple[tuple[int, ...], ...]
+
+
+FLAT = ((1,), (1,), (1,), (1,))
+HALF = ((3,), (3, 1), (3, 1), (1, 3))
+"""One kernel of two blocks, all of res2 (non-local paper, section 4; its released code)."""
+
+INFLATIONS = {
+    "none": Inflation(stem=1, first=FLAT, middle=FLAT),
+    "3x1x1": Inflation(stem=5, first=HALF, middle=FLAT),
+    "3x3x3": Inflation(stem=5, first=FLAT, middle=HALF),
+    # mmaction2's "heavy" network: every block.
+    "3x1x1_all": Inflation(stem=5, first=((3,), (3,), (3,), (3,)), middle=FLAT),
+}
+"""Name -> inflation. ``none`` is C2D, which sees time in its strides and pools alone."""
 
 LAYOUTS = {
     # The released 32x2 network of the non-local paper: 32 frames -> 16, 8, 4 and 55 x 55 in res2.
@@ -72,7 +103,40 @@ LAYOUTS = {
         pool2_stride=(2, 1, 1),
         pool2_padding=(0, 0, 0),
     ),
+    # The released 8x8 network of the non-local paper: 8 frames -> 8, 8, 4 and 55 x 55 in res2.
+    "nonlocal_8x8": Layout(
+        conv1_stride=(1, 2, 2),
+        pool1_kernel=(1, 3, 3),
+        pool1_stride=(1, 2, 2),
+        pool1_padding=(0, 0, 0),
+        pool2_kernel=(2, 1, 1),
+        pool2_stride=(2, 1, 1),
+        pool2_padding=(0, 0, 0),
+    ),
+    # mmaction2's and gluon-cv's 32x2 network: its first pool drops every other time step.
+    "mmaction2": Layout(
+        conv1_stride=(2, 2, 2),
+        pool1_kernel=(1, 3, 3),
+        pool1_stride=(2, 2, 2),
+        pool1_padding=(0, 1, 1),
+        pool2_kernel=(2, 1, 1),
+        pool2_stride=(2, 1, 1),
+        pool2_padding=(0, 0, 0),
+        pool5_size=None,
+    ),
+    # mmaction2's heavy network, which keeps all time steps up to the second pool.
+    "mmaction2_heavy": Layout(
+        conv1_stride=(1, 2, 2),
+        pool1_kernel=(1, 3, 3),
+        pool1_stride=(1, 2, 2),
+        pool1_padding=(0, 1, 1),
+        pool2_kernel=(2, 1, 1),
+        pool2_stride=(2, 1, 1),
+        pool2_padding=(0, 0, 0),
+        pool5_size=None,
+    ),
 }
+"""Name -> layout."""
 
 
 class I3D(nn.Module):
@@ -84,10 +148,10 @@ class I3D(nn.Module):
         min_size: fewest pixels of a side.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], layout: Layout) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], layout: Layout, stem_steps: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.min_frames, self.min_size = minimum_input(layout)
+        self.min_frames, self.min_size = minimum_input(layout, stem_steps)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits (B, K) of clips (B, 3, T, H, W): the mean over positions.
@@ -122,25 +186,33 @@ class I3D(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Average over all of T and 7 x 7 positions, dropout, and the classifier at each place."""
+    """Average over all of T and a window of positions, dropout, and the classifier at each place.
 
-    def __init__(self, num_features: int, num_classes: int, dropout: float) -> None:
+    The window is ``pool_size`` x ``pool_size`` positions, the whole map where None.
+    """
+
+    def __init__(
+        self, num_features: int, num_classes: int, dropout: float, pool_size: int | None = POOL_SIZE
+    ) -> None:
         super().__init__()
+        self.pool_size = pool_size
         self.dropout = nn.Dropout(dropout)
         self.proj = nn.Linear(num_features, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, K, H', W') of features (B, C, T, h, w)."""
         height, width = features.shape[3:]
-        window = (min(POOL_SIZE, height), min(POOL_SIZE, width))
+        size = max(height, width) if self.pool_size is None else self.pool_size
+        window = (min(size, height), min(size, width))
         # Time first, then space: bfloat16 has no 3D average pool on the CPU.
         pooled = F.avg_pool2d(features.mean(2), window, stride=1)
         logits: Tensor = self.proj(self.dropout(pooled.movedim(1, -1)))
         return logits.movedim(-1, 1)
 
 
-def i3d_r50(
+def i3d(
     *,
+    inflation: str = "3x1x1",
     norm: str = "gn",
     num_groups: int = 32,
     channels_per_group: int | None = None,
@@ -150,9 +222,10 @@ def i3d_r50(
     depths: Sequence[int] = (3, 4, 6, 3),
     dropout: float = 0.5,
 ) -> I3D:
-    """ResNet-50 I3D with random weights.
+    """ResNet I3D or C2D with random weights; ResNet-50 unless ``depths`` says otherwise.
 
     Args:
+        inflation: a key of :data:`INFLATIONS`.
         norm: a key of :data:`videogn.models.norm.NORMS`.
         num_groups: groups of every GN layer.
         channels_per_group: where given, GN layers have groups of this many channels instead.
@@ -161,54 +234,62 @@ def i3d_r50(
         depths: residual blocks of each stage.
 
     Raises:
-        UserError: there is no such norm or layout, or the groups do not divide the channels.
+        UserError: there is no such inflation, norm or layout, or the groups do not divide the
+            channels.
     """
+    if inflation not in INFLATIONS:
+        raise UserError(
+            f"inflation {inflation!r}: there is none of that name; "
+            f"choose from {', '.join(INFLATIONS)}"
+        )
     if layout not in LAYOUTS:
         raise UserError(
             f"model.layout={layout!r}: no such layout; choose from {', '.join(LAYOUTS)}"
         )
-    table = LAYOUTS[layout]
+    table, kernels = LAYOUTS[layout], INFLATIONS[inflation]
     norm_layer = _with_pytorchvideo_arguments(make_norm(norm, num_groups, channels_per_group))
-    blocks: list[nn.Module] = [_stem(table, width, norm_layer)]
+    blocks: list[nn.Module] = [_stem(table, kernels.stem, width, norm_layer)]
     for stage, depth in enumerate(depths):
-        blocks.append(_stage(stage, depth, width, norm_layer))
+        blocks.append(_stage(stage, temporal_kernels(kernels, stage, depth), width, norm_layer))
         if stage == 0:
             blocks.append(nn.MaxPool3d(table.pool2_kernel, table.pool2_stride, table.pool2_padding))
     num_features = 4 * width * 2 ** (len(depths) - 1)
-    blocks.append(ClassifierHead(num_features, num_classes, dropout))
-    network = I3D(blocks, table)
-    _plain_strides(network)
-    _initialise(network)
+    blocks.append(ClassifierHead(num_features, num_classes, dropout, table.pool5_size))
+    network = I3D(blocks, table, kernels.stem)
+    plain_strides(network)
+    initialise(network)
+    for module in network.modules():
+        if isinstance(module, _pytorchvideo().ResBlock):
+            start_as_identity(module.branch2.conv_c, module.branch2.norm_c)
     return network
 
 
-def temporal_kernels(stage: int, depth: int) -> list[int]:
-    """Temporal size of the first kernel of each block: one of two inflated, in res2 all.
+def temporal_kernels(inflation: Inflation, stage: int, depth: int) -> list[tuple[int, int]]:
+    """Temporal sizes of the first and the second kernel of each block of a stage.
 
-    >>> [temporal_kernels(stage, depth) for stage, depth in enumerate((3, 4, 6, 3))]
-    [[3, 3, 3], [3, 1, 3, 1], [3, 1, 3, 1, 3, 1], [1, 3, 1]]
+    >>> [kernels[0] for kernels in temporal_kernels(INFLATIONS["3x1x1"], 1, 4)]
+    [3, 1, 3, 1]
     """
-    pattern = ([3], [3, 1], [3, 1], [1, 3])[stage]
-    return [pattern[block % len(pattern)] for block in range(depth)]
+    first, middle = inflation.first[stage], inflation.middle[stage]
+    return [(first[block % len(first)], middle[block % len(middle)]) for block in range(depth)]
 
 
-def minimum_input(layout: Layout) -> tuple[int, int]:
+def minimum_input(layout: Layout, stem_steps: int = 5) -> tuple[int, int]:
     """Fewest frames and pixels of a side that every stride leaves something of."""
     smallest = [
-        next(size for size in range(1, 64) if _size_after_pools(layout, size, axis) > 0)
-        for axis in (0, 1)
+        next(size for size in range(1, 64) if _size_after_pools(layout, size, axis, kernel) > 0)
+        for axis, kernel in ((0, stem_steps), (1, STEM_SIZE))
     ]
     return smallest[0], smallest[1]
 
 
-def _size_after_pools(layout: Layout, size: int, axis: int) -> int:
+def _size_after_pools(layout: Layout, size: int, axis: int, stem_kernel: int) -> int:
     """Size along one axis of (T, H, W) behind the second pool, 0 or less where nothing is left.
 
     The residual stages behind it are padded and never end at nothing.
     """
-    stem_padding = STEM_KERNEL[axis] // 2
     for kernel, stride, padding in (
-        (STEM_KERNEL[axis], layout.conv1_stride[axis], stem_padding),
+        (stem_kernel, layout.conv1_stride[axis], stem_kernel // 2),
         (layout.pool1_kernel[axis], layout.pool1_stride[axis], layout.pool1_padding[axis]),
         (layout.pool2_kernel[axis], layout.pool2_stride[axis], layout.pool2_padding[axis]),
     ):
@@ -240,13 +321,14 @@ def _with_pytorchvideo_arguments(factory: NormFactory) -> PytorchvideoNorm:
     return norm
 
 
-def _stem(layout: Layout, width: int, norm: PytorchvideoNorm) -> nn.Module:
+def _stem(layout: Layout, steps: int, width: int, norm: PytorchvideoNorm) -> nn.Module:
+    kernel = (steps, STEM_SIZE, STEM_SIZE)
     stem: nn.Module = _pytorchvideo().create_res_basic_stem(
         in_channels=3,
         out_channels=width,
-        conv_kernel_size=STEM_KERNEL,
+        conv_kernel_size=kernel,
         conv_stride=layout.conv1_stride,
-        conv_padding=tuple(size // 2 for size in STEM_KERNEL),
+        conv_padding=tuple(size // 2 for size in kernel),
         pool_kernel_size=layout.pool1_kernel,
         pool_stride=layout.pool1_stride,
         pool_padding=layout.pool1_padding,
@@ -255,46 +337,46 @@ def _stem(layout: Layout, width: int, norm: PytorchvideoNorm) -> nn.Module:
     return stem
 
 
-def _stage(stage: int, depth: int, width: int, norm: PytorchvideoNorm) -> nn.Module:
-    """Residual blocks of one resolution; the 1x3x3 kernel of the first has the stride."""
-    dim_inner = width * 2**stage
-    kernels = temporal_kernels(stage, depth)
-    spatial_stride = 1 if stage == 0 else 2
+def _stage(
+    stage: int, kernels: Sequence[tuple[int, int]], width: int, norm: PytorchvideoNorm
+) -> nn.Module:
+    """Residual blocks of one resolution; the 3x3 kernel of the first has the spatial stride.
+
+    Block by block, for pytorchvideo's stage has one size of the 3x3 kernel for all its blocks.
+    """
     builders = _pytorchvideo()
-    blocks: nn.Module = builders.create_res_stage(
-        depth=depth,
-        dim_in=width if stage == 0 else 2 * dim_inner,
-        dim_inner=dim_inner,
-        dim_out=4 * dim_inner,
-        bottleneck=builders.create_bottleneck_block,
-        conv_a_kernel_size=[(size, 1, 1) for size in kernels],
-        conv_a_stride=(1, 1, 1),
-        conv_a_padding=[(size // 2, 0, 0) for size in kernels],
-        conv_b_stride=(1, spatial_stride, spatial_stride),
-        norm=norm,
-    )
-    return blocks
+    dim_inner = width * 2**stage
+    blocks = []
+    for block, (first, middle) in enumerate(kernels):
+        stride = 2 if stage > 0 and block == 0 else 1
+        blocks.append(
+            builders.create_res_block(
+                dim_in=_channels_before(stage, block, width),
+                dim_inner=dim_inner,
+                dim_out=4 * dim_inner,
+                bottleneck=builders.create_bottleneck_block,
+                conv_a_kernel_size=(first, 1, 1),
+                conv_a_stride=(1, 1, 1),
+                conv_a_padding=(first // 2, 0, 0),
+                conv_b_kernel_size=(middle, 3, 3),
+                conv_b_stride=(1, stride, stride),
+                conv_b_padding=(middle // 2, 1, 1),
+                norm=norm,
+            )
+        )
+    whole: nn.Module = builders.ResStage(res_blocks=nn.ModuleList(blocks))
+    return whole
 
 
-def _plain_strides(network: nn.Module) -> None:
+def _channels_before(stage: int, block: int, width: int) -> int:
+    """Channels that enter a block."""
+    if stage == 0 and block == 0:
+        return width
+    return 4 * width * 2 ** (stage if block > 0 else stage - 1)
+
+
+def plain_strides(network: nn.Module) -> None:
     """Replace the numpy integers in pytorchvideo's shortcuts, which break full-graph compiling."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
             module.stride = tuple(int(step) for step in module.stride)
-
-
-def _initialise(network: nn.Module) -> None:
-    """Draw all weights as the released code does (non-local paper, section 4.1).
-
-    Convolutions: normal, variance 2 / fan-out. Classifier: normal, std 0.01, bias 0. Norms:
-    gamma 1, beta 0, but gamma 0 in the last norm of each block, whichever norm it is, so that
-    every block starts as the identity.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=CLASSIFIER_STD)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, _pytorchvideo().ResBlock):
-            nn.init.zeros_(module.branch2.norm_c.weight)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from videogn.errors import WeightError
 from videogn.models.build import build_network
-from videogn.models.i3d import CLASSIFIER_STD
+from videogn.models.initialise import CLASSIFIER_STD
 from videogn.models.sources import COUNTER, Source2D
 from videogn.models.spec import NetworkSpec
 from videogn.models.weights import few

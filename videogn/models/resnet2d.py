@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from videogn.errors import UserError
+from videogn.models.initialise import initialise, start_as_identity
 from videogn.models.norm import NormFactory, make_norm
-
-CLASSIFIER_STD = 0.01
 
 
 class ResNet2d(nn.Module):
@@ -86,7 +85,10 @@ def resnet50(
     """
     norm_layer = make_norm(norm, num_groups, channels_per_group, dims=2)
     network = ResNet2d(norm_layer, num_classes, width, depths, dropout, stem_pool_padding)
-    _initialise(network)
+    initialise(network)
+    for module in network.modules():
+        if isinstance(module, _bottleneck()):
+            start_as_identity(module.conv3, module.bn3)
     return network
 
 
@@ -121,15 +123,3 @@ def _stage(stage: int, depth: int, width: int, norm_layer: NormFactory) -> nn.Se
     first = block(dim_in, dim_inner, stride, shortcut, norm_layer=norm_layer)
     rest = (block(dim_out, dim_inner, norm_layer=norm_layer) for _ in range(depth - 1))
     return nn.Sequential(first, *rest)
-
-
-def _initialise(network: nn.Module) -> None:
-    """Draw all weights as the paper does (section 4.1); see the video network's own."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=CLASSIFIER_STD)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, _bottleneck()):
-            nn.init.zeros_(module.bn3.weight)

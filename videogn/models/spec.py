@@ -22,6 +22,39 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What the name of a network stands for.
+
+    Attributes:
+        family: a key of :data:`videogn.models.build.FAMILIES`.
+        depths: its blocks of each stage, unless a spec has others.
+        width: channels of its stem, unless a spec has others.
+        inflation: temporal kernels, a key of ``INFLATIONS``; of the families that have them.
+    """
+
+    family: str
+    depths: tuple[int, ...]
+    width: int = 64
+    inflation: str | None = None
+
+
+R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+
+ARCHITECTURES = {
+    "i3d_r50": Architecture("i3d", R50, inflation="3x1x1"),
+    "i3d_r101": Architecture("i3d", R101, inflation="3x1x1"),
+    "i3d_3x3x3_r50": Architecture("i3d", R50, inflation="3x3x3"),
+    "i3d_3x3x3_r101": Architecture("i3d", R101, inflation="3x3x3"),
+    "i3d_heavy_r50": Architecture("i3d", R50, inflation="3x1x1_all"),
+    "c2d_r50": Architecture("i3d", R50, inflation="none"),
+    "c2d_r101": Architecture("i3d", R101, inflation="none"),
+    "resnet50": Architecture("resnet2d", R50),
+    "resnet101": Architecture("resnet2d", R101),
+}
+"""Name -> network."""
+
+
+@dataclass(frozen=True)
 class NetworkSpec:
     """Everything that :func:`videogn.models.build.build_network` needs.
 
@@ -30,7 +63,7 @@ class NetworkSpec:
         norm: a key of ``NORMS``.
         num_groups: groups of every GN layer.
         channels_per_group: where given, GN layers have groups of this many channels instead.
-        layout: a key of ``LAYOUTS``: the temporal strides and pools; the 2D network has none.
+        layout: a key of ``LAYOUTS``: the temporal strides and pools; for I3D and C2D alone.
         width: channels of the stem.
         depths: residual blocks of each stage.
         dropout: share of features dropped before the classifier in training.
@@ -45,8 +78,13 @@ class NetworkSpec:
     layout: str
     num_classes: PositiveInt
     width: PositiveInt
-    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=4)]
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=5)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def family(self) -> str | None:
+        """Kind of network; None where no network has the name."""
+        return ARCHITECTURES[self.arch].family if self.arch in ARCHITECTURES else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names of a weight file."""
@@ -80,7 +118,7 @@ class NetworkSpec:
             names |= {"num_groups", "channels_per_group"}
         if self.channels_per_group is not None and other.channels_per_group is not None:
             names.add("num_groups")
-        if self.arch == other.arch == "resnet50":
+        if all(spec.family != "i3d" for spec in (self, other)):
             names.add("layout")
         return names
 

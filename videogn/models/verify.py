@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videogn.errors import WeightError
-from videogn.models.i3d import I3D, LAYOUTS, i3d_r50
+from videogn.models.i3d import I3D, LAYOUTS, i3d
 from videogn.models.inflate import TEMPORAL_INITS, inflate_state_dict, keeps_classifier
 from videogn.models.resnet2d import ResNet2d, resnet50
 from videogn.models.sources import Source2D
@@ -123,7 +123,7 @@ def _inflated(
 ) -> I3D:
     state, _ = inflate_state_dict(source, spec, temporal_init, class_names)
     with torch.device("meta"):
-        network = i3d_r50(
+        network = i3d(
             norm=spec.norm,
             num_groups=spec.num_groups,
             channels_per_group=spec.channels_per_group,
