@@ -12,6 +12,7 @@ from videogn.engine.optim import (
     milestone_iterations,
     scale_learning_rate,
 )
+from videogn.models.norm import make_norm
 
 
 def test_linear_scaling_follows_the_paper() -> None:
@@ -59,3 +60,16 @@ def test_decay_spares_norm_layers_only(norm: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         assert decay[id(parameter)] == (0.0 if name.startswith("1.") else 1e-4)
     assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_frozen_parameters_are_left_out():
+    network = nn.Sequential(nn.Conv3d(3, 8, 1, bias=False), make_norm("frozen_bn")(8))
+    optimizer = build_optimizer(
+        network, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, norm_weight_decay=1e-4
+    )
+    [group] = optimizer.param_groups
+    assert [p.shape for p in group["params"]] == [network[0].weight.shape]
+    before = network[1].weight.clone()
+    network(torch.randn(2, 3, 1, 2, 2)).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(network[1].weight, before)

@@ -57,12 +57,14 @@ def build_optimizer(
     """SGD with Nesterov momentum; gamma and beta of norm layers have their own weight decay.
 
     The released non-local code decays convolutions, the classifier and its bias, and leaves the
-    norm layers alone.
+    norm layers alone. Frozen parameters are left out.
     """
     norms = {id(parameter) for parameter in norm_parameters(model)}
     groups = [
         {
-            "params": [p for p in model.parameters() if (id(p) in norms) == of_norm],
+            "params": [
+                p for p in model.parameters() if p.requires_grad and (id(p) in norms) == of_norm
+            ],
             "weight_decay": decay,
         }
         for of_norm, decay in ((False, weight_decay), (True, norm_weight_decay))

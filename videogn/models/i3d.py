@@ -372,7 +372,7 @@ def _channels_before(stage: int, block: int, width: int) -> int:
     """Channels that enter a block."""
     if stage == 0 and block == 0:
         return width
-    return 4 * width * 2 ** (stage if block > 0 else stage - 1)
+    return 4 * width << (stage if block > 0 else stage - 1)
 
 
 def plain_strides(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """The random weights that training starts from."""
 
-from torch import nn
+from torch import Tensor, nn
 
 CLASSIFIER_STD = 0.01
 
@@ -26,5 +26,7 @@ def start_as_identity(last_conv: nn.Module, last_norm: nn.Module) -> None:
 
     Without a norm the last kernel is 0 instead, for sixteen unnormalised branches would add up.
     """
-    layer = last_norm if getattr(last_norm, "weight", None) is not None else last_conv
-    nn.init.zeros_(layer.weight)
+    layer = last_norm if hasattr(last_norm, "weight") else last_conv
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    nn.init.zeros_(weight)

@@ -1,14 +1,19 @@
 """The normalisation layers: a table from a name to what builds one layer.
 
-All of them have gamma and beta per channel (paper section 3.1), so a network has the same
-parameters under the same names whichever is chosen.
+All but ``none`` have gamma and beta per channel (paper section 3.1), so a network has the same
+parameters under the same names whichever is chosen. Shapes: N clips or images, C channels,
+``*`` for (T, H, W) or (H, W).
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from videogn.errors import UserError
 
@@ -86,9 +91,92 @@ class _Groups:
         return self.num_groups if size is None else channels // size
 
 
+class FrozenBatchNorm(nn.Module):
+    """BN*: y = gamma (x - mu) / sqrt(var + eps) + beta with the stored mu and var, in training too.
+
+    Nothing of it is trained (paper section 4.2). Gamma and beta are parameters without gradient,
+    so that they count and are named as those of every other norm.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, eps: float = EPS) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(num_channels), requires_grad=False)
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.register_load_state_dict_pre_hook(_forget_counter)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (N, C, *) of inputs (N, C, *)."""
+        # batch_norm subtracts the mean before it scales, which holds at large means.
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """What printing the layer shows."""
+        return f"{self.num_channels}, eps={self.eps}"
+
+
+def _forget_counter(_layer: Any, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    """BN's count of batches, in the weights that BN* is frozen from, has no use here."""
+    state.pop(f"{prefix}num_batches_tracked", None)
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """BN over the samples of all processes; torch's own, and on the CPU too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (N, C, *) of this process's inputs (N, C, *)."""
+        several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        if not (self.training and several and x.device.type == "cpu"):
+            return super().forward(x)
+        return self._forward_on_cpus(x)
+
+    def _forward_on_cpus(self, x: Tensor) -> Tensor:
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        count = _total(x.new_tensor([x.numel() / x.shape[1]]))
+        mean = _total(x.sum(axes)) / count
+        # Centred before it is squared: E[x^2] - E[x]^2 loses everything at large means.
+        centred = x - mean.view(shape)
+        var = _total(centred.square().sum(axes)) / count
+        self._update(mean.detach(), var.detach() * (count / (count - 1).clamp(min=1)))
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return centred * scale.view(shape) + self.bias.view(shape)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, BN_MOMENTUM)
+        self.running_var.lerp_(unbiased_var, BN_MOMENTUM)
+
+
+def _total(values: Tensor) -> Tensor:
+    """Sum over all processes, through which gradients flow back."""
+    summed: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
+    return summed
+
+
 def _batch_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     layer = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
     return layer(num_channels, eps=EPS, momentum=BN_MOMENTUM)
+
+
+def _frozen_batch_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
+    return FrozenBatchNorm(num_channels)
+
+
+def _sync_batch_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
+    return SyncBatchNorm(num_channels, eps=EPS, momentum=BN_MOMENTUM)
 
 
 def _group_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
@@ -97,14 +185,37 @@ def _group_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     return nn.GroupNorm(groups.count(), num_channels, eps=EPS)
 
 
+def _layer_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
+    # The paper's LN is over (C, T, H, W) with gamma and beta per channel, not torch's LayerNorm.
+    return nn.GroupNorm(1, num_channels, eps=EPS)
+
+
+def _instance_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
+    # One channel a group; torch's InstanceNorm refuses maps of a single place.
+    return nn.GroupNorm(num_channels, num_channels, eps=EPS)
+
+
+def _no_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
+    return nn.Identity()
+
+
 NORMS: dict[str, Callable[[int, int, _Groups], nn.Module]] = {
     "bn": _batch_norm,
+    "frozen_bn": _frozen_batch_norm,
+    "sync_bn": _sync_batch_norm,
     "gn": _group_norm,
+    "ln": _layer_norm,
+    "in": _instance_norm,
+    "none": _no_norm,
 }
 """Name -> builder of one layer from its channels, its spatial dimensions and its groups."""
 
+BATCH_NORMS = ("bn", "sync_bn", "frozen_bn")
+"""Norms with stored statistics, whose weights may take each other's place."""
+
 NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # batch and instance norms of any dimension
+    FrozenBatchNorm,
     nn.GroupNorm,
     nn.LayerNorm,
 )
