@@ -1,6 +1,7 @@
 import ast
 import math
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -8,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videogn.config import (
+    STILL_ARCHS,
     Config,
+    ModelConfig,
     differences,
     from_tree,
     leaf_keys,
@@ -17,6 +20,9 @@ from videogn.config import (
     to_yaml,
 )
 from videogn.errors import ConfigError
+from videogn.models.i3d import LAYOUTS
+from videogn.models.norm import NORMS
+from videogn.models.spec import ARCHITECTURES
 
 REPOSITORY = Path(__file__).parents[1]
 KINETICS = REPOSITORY / "configs" / "kinetics400"
@@ -77,7 +83,7 @@ def test_two_parents_are_refused(tmp_path: Path) -> None:
     ("word", "expected"),
     [
         ("model.norm=no", "quotes"),
-        ("model.norm=3", "'bn' or 'gn'"),
+        ("model.norm=3", "'in' or 'none', got 3"),
         ("model.norm=gnn", "did you mean 'gn'"),
         ("train.clips_per_gpu=8.0", "must be an integer, got 8.0"),
         ("train.clips_per_gpu='8'", "must be an integer, got '8'"),
@@ -279,3 +285,12 @@ def _assigned_sections(node: ast.Assign) -> dict[str, str]:
         and isinstance(value, ast.Attribute)
         and value.attr in SECTION_TYPES.values()
     }
+
+
+def test_choices_are_the_tables_of_the_models() -> None:
+    hints = get_type_hints(ModelConfig)
+    assert get_args(hints["arch"]) == tuple(ARCHITECTURES)
+    assert get_args(hints["norm"]) == tuple(NORMS)
+    assert get_args(hints["layout"]) == tuple(LAYOUTS)
+    still = {a for a, own in ARCHITECTURES.items() if own.family in ("resnet2d", "vgg2d")}
+    assert set(STILL_ARCHS) == still

@@ -19,9 +19,13 @@ COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
     "test": "run the multi-clip test from a checkpoint",
     "inflate": "turn 2D weights into weights of the video network",
+    "convert": "turn a weight file into one of another program and prove it, or export it",
+    "info": "show a network's layers, parameters, operations and memory",
+    "data index": "make the packet index by which a data set is read faster",
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }
-"""Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called."""
+"""Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called. A
+name of two words has an underscore there."""
 
 
 def entry() -> NoReturn:
@@ -50,14 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"videogn {version('videogn')}")
         return 0
-    if words[0] not in COMMANDS:
-        return _fail(f"no command {words[0]!r}; the commands are {', '.join(COMMANDS)}", 2)
-    return _run(words[0], words[1:])
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name = " ".join(words[:length])
+    if name not in COMMANDS:
+        return _fail(f"no command {name!r}; the commands are {', '.join(COMMANDS)}", 2)
+    return _run(name, words[length:])
 
 
 def _run(name: str, words: Sequence[str]) -> int:
     try:
-        command = importlib.import_module(f"videogn.commands.{name}")
+        command = importlib.import_module(f"videogn.commands.{name.replace(' ', '_')}")
         parser = argparse.ArgumentParser(prog=f"videogn {name}", description=command.__doc__)
         command.add_arguments(parser)
         # Intermixed: options may stand before, between and after key=value words.

@@ -29,7 +29,7 @@ PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
-STILL_ARCHS = ("resnet50", "resnet101")
+STILL_ARCHS = ("resnet50", "resnet101", "vgg16")
 """Values of ``model.arch`` that are 2D networks."""
 
 
@@ -47,6 +47,8 @@ class DataConfig:
     """Videos of the 10-clip test."""
     root: str | None = None
     """Folder that relative paths start at; the list's own folder where null."""
+    class_names: str | None = None
+    """File of class names in label order, one per line, for lists whose labels are numbers."""
     mean: Triple | None = None
     """RGB mean of the input in [0, 1]; where null, the weight file's, else 0.45."""
     std: PositiveTriple | None = None
@@ -55,6 +57,9 @@ class DataConfig:
     """Decoding processes per GPU; 0 decodes in the training process."""
     reader: Literal["pyav", "decord"] = "pyav"
     """Decoder. decord is for trusted files only: some files crash the process it runs in."""
+    index: str = "auto"
+    """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
+    list, if it is there; ``never`` none; else the file of that name."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,21 @@ class ModelConfig:
         "c2d_r101",
         "resnet50",
         "resnet101",
+        "vgg16",
+        "slow_r50",
+        "r2plus1d_r50",
+        "csn_r101",
+        "x3d_xs",
+        "x3d_s",
+        "x3d_m",
+        "x3d_l",
     ] = "i3d_r50"
     """I3D has its first 1x1 kernels inflated, ``3x3x3`` its 3x3 kernels, ``heavy`` the first of
-    every block, C2D none; ``resnet`` are 2D networks, on clips of one frame."""
-    norm: Literal["bn", "gn"] = "gn"
+    every block, C2D none; ``resnet`` and ``vgg16`` are 2D networks, on clips of one frame; the
+    others are pytorchvideo's."""
+    norm: Literal["bn", "frozen_bn", "sync_bn", "gn", "ln", "in", "none"] = "gn"
+    """``frozen_bn`` keeps BN's stored statistics, gamma and beta; ``sync_bn`` takes statistics over
+    all processes; ``ln`` has one group and ``in`` one channel per group."""
     num_groups: PositiveInt = 32
     """Groups of every GN layer (paper section 4.1)."""
     channels_per_group: PositiveInt | None = None

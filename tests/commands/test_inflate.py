@@ -1,7 +1,10 @@
 import argparse
 import os
+import pickle
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -33,6 +36,36 @@ def small_state(**options):
     return network.state_dict()
 
 
+def caffe2_blobs(state):
+    """The arrays of a GN network of one block a stage under Detectron's names."""
+    blobs = {}
+    for name, tensor in state.items():
+        name = re.sub(
+            r"layer(\d)\.0\.(conv|bn)(\d)\.",
+            lambda m: f"res{int(m[1]) + 1}_0_branch2{' abc'[int(m[3])]}_{m[2]}.",
+            name,
+        )
+        name = re.sub(
+            r"layer(\d)\.0\.downsample\.(\d)\.",
+            lambda m: f"res{int(m[1]) + 1}_0_branch1_{('conv', 'bn')[int(m[2])]}.",
+            name,
+        )
+        for theirs, ours in (
+            ("_conv.weight", "_w"),
+            ("_bn.weight", "_gn_s"),
+            ("_bn.bias", "_gn_b"),
+            ("bn1.weight", "conv1_gn_s"),
+            ("bn1.bias", "conv1_gn_b"),
+            ("conv1.weight", "conv1_w"),
+            ("fc.weight", "pred_w"),
+            ("fc.bias", "pred_b"),
+        ):
+            if name.endswith(theirs):
+                name = name.removesuffix(theirs) + ours
+        blobs[name] = tensor.numpy()
+    return blobs
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A working folder with small 2D weights of each norm."""
@@ -62,7 +95,10 @@ def test_the_written_file_loads_and_says_where_it_comes_from(folder, capsys):
 def test_the_report_is_aligned_and_complete(folder, capsys):
     inflate(f"bn.safetensors -o out.st --norm bn {SMALL}")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("bn.safetensors: 2D network, norm bn, width 8, depths 1,1,1,1, 3 classes")
+    assert lines[0] == (
+        "bn.safetensors: torchvision and timm, norm batch (bn or sync_bn or frozen_bn), width 8, "
+        "depths 1,1,1,1, 3 classes"
+    )
     rows = {line.split()[0]: line for line in lines[1:7]}
     counts = {kind: int(line[11:15]) for kind, line in rows.items()}
     # 17 convolutions with 17 norms of 5 tensors: 4 kernels are inflated (the stem, one each in
@@ -124,6 +160,42 @@ def test_our_own_2d_weights_hand_on_their_scale_and_classes(folder):
     assert (out.class_names, out.mean, out.std) == (None, (0, 0, 0), (1, 1, 1))
 
 
+def test_detectrons_weights_are_inflated_and_tell_their_scale(folder, capsys):
+    Path("R-50-GN.pkl").write_bytes(pickle.dumps({"blobs": caffe2_blobs(small_state())}, 2))
+    inflate(f"R-50-GN.pkl -o out.st --classes 3 --verify {SMALL}")
+    printed = capsys.readouterr().out
+    assert "R-50-GN.pkl: Detectron (Caffe2), norm group (gn or ln or in)" in printed
+    assert "conv1: BGR to RGB; 0..255 to [0, 1] over the std" in printed
+    info = read_info("out.st")
+    assert info.mean == (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
+    assert info.std == (0.229, 0.224, 0.225)
+    theirs = small_state()["conv1.weight"]
+    state = read_weights("out.st").state
+    for place, (channel, std) in enumerate(((2, 0.229), (1, 0.224), (0, 0.225))):
+        found = state["blocks.0.conv.weight"][:, place].sum(1)
+        torch.testing.assert_close(found, theirs[:, channel] * 255 * std)
+    assert torch.equal(state["blocks.6.proj.weight"], small_state()["fc.weight"])
+
+
+def test_the_std_alone_may_be_chosen_where_the_kernel_holds_it(folder):
+    Path("a.pkl").write_bytes(pickle.dumps(caffe2_blobs(small_state()), 2))
+    inflate(f"a.pkl -o out.st --std 0.225 0.225 0.225 --temporal-init center {SMALL}")
+    info = read_info("out.st")
+    assert info.mean == (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
+    assert info.std == (0.225, 0.225, 0.225)
+    found = read_weights("out.st").state["blocks.0.conv.weight"][:, :, 2]
+    torch.testing.assert_close(found, small_state()["conv1.weight"].flip(1) * 57.375)
+
+
+def test_depths_are_those_of_the_architecture(folder):
+    state = small_state(depths=(3, 4, 23, 3))
+    torch.save(state, "r101.pth")
+    inflate("r101.pth -o out.st --arch c2d_r101 --layout zoo --width 8 --num-groups 8")
+    spec = read_info("out.st").spec
+    assert (spec.arch, spec.depths) == ("c2d_r101", (3, 4, 23, 3))
+    assert load_model("out.st")(torch.zeros(1, 3, 8, 32, 32)).shape == (1, 400)
+
+
 def test_group_size_reaches_the_file(folder):
     inflate(f"gn.pth -o out.st --channels-per-group 4 {SMALL}")
     assert read_info("out.st").spec.channels_per_group == 4
@@ -159,12 +231,20 @@ REFUSALS = [
     ("evil.pth", "", "evil.pth: refused, for it asks to load posix.system"),
     ("list.pth", "", "list.pth: holds a list, not a state dict"),
     ("values.pth", "", r"values.pth: is not a state dict of named tensors: 'lr' \(float\)"),
-    ("other.pth", "", "other.pth: no conv1.weight and layer1 .*patch_embed"),
+    ("other.pth", "", "other.pth: holds no ResNet under names of a known kind, but patch_embed"),
     ("nan.pth", "", "nan.pth: NaN or infinite values in bn1.weight"),
     ("missing.pth", "", "missing.pth: .*1 missing: layer2.0.bn2.bias"),
     ("extra.pth", "", "extra.pth: .*1 unexpected: layer1.0.se.weight"),
-    ("gn.pth", "--norm bn", "gn.pth: is a GN network and --norm bn is wanted"),
-    ("bn.safetensors", "--norm gn", "ImageNet BN weights cannot be reused for a GN net"),
+    ("evil.pkl", "", "evil.pkl: refused, for it asks to load posix.system"),
+    ("cut.pkl", "", "cut.pkl: is damaged, cut off or no pickle of numpy arrays .*copy it again"),
+    ("cut.npz", "", "cut.npz: is damaged, cut off or no .*copy it again"),
+    ("shape.pth", "", r"conv2.weight is \(32, 32, 1, 1\) and \(32, 32, 3, 3\) is wanted"),
+    ("R-50.pkl", "--norm frozen_bn", "stride on the first 1x1 kernel .*--from detectron-msra"),
+    ("R-50.pkl", "--norm gn --from detectron", "has weights of frozen_bn and --norm gn is wanted"),
+    ("gn.pth", "--from detectron", "no stem and first stage of a ResNet by the names of its kind"),
+    ("gn.pth", "--arch i3d_r101 --depths 3,4,23,3", "has depths 1,1,1,1 and 3,4,23,3 is wanted"),
+    ("gn.pth", "--norm bn", "gn.pth: has weights of gn or ln or in and --norm bn is wanted"),
+    ("bn.safetensors", "--norm gn", "ImageNet BN weights cannot be reused for a net of norm gn"),
     ("gn.pth", "--depths 3,4,6,3", "has depths 1,1,1,1 .*give --depths 1,1,1,1"),
     ("gn.pth", "--width 16", "has width 8 .*give --width 8"),
 ]
@@ -190,6 +270,16 @@ def test_refusals_name_the_file_and_the_remedy_and_write_nothing(folder, source,
     torch.save({**state, "bn1.weight": torch.full((8,), float("nan"))}, "nan.pth")
     torch.save({k: v for k, v in state.items() if k != "layer2.0.bn2.bias"}, "missing.pth")
     torch.save({**state, "layer1.0.se.weight": torch.zeros(1)}, "extra.pth")
+    torch.save({**state, "layer3.0.conv2.weight": torch.zeros(32, 32, 1, 1)}, "shape.pth")
+    Path("evil.pkl").write_bytes(pickle.dumps({"blobs": {"conv1_w": Evil()}}, 2))
+    blobs = caffe2_blobs(state)
+    Path("cut.pkl").write_bytes(pickle.dumps(blobs, 2)[:-2000])
+    np.savez("cut.npz", **blobs)
+    Path("cut.npz").write_bytes(Path("cut.npz").read_bytes()[:-2000])
+    folded = {name.replace("_gn_", "_bn_"): array for name, array in blobs.items()}
+    folded |= {f"res_conv1_bn_{part}": blobs[f"conv1_gn_{part}"] for part in "sb"}
+    del folded["conv1_bn_s"], folded["conv1_bn_b"]
+    Path("R-50.pkl").write_bytes(pickle.dumps(folded, 2))
     before = set(folder.iterdir())
     with pytest.raises(WeightError, match=message):
         inflate(f"{source} -o out.st {SMALL} {options}")
@@ -223,7 +313,11 @@ def test_an_unwritable_place_is_a_run_error(folder):
         ("--class-names empty.txt", AnnotationError, "empty.txt: no class names"),
         ("--class-names twice.txt", AnnotationError, "twice.txt:2: empty\ntwice.txt:3: 'a' stands"),
         ("--class-names two.txt --classes 3", UserError, "two.txt: has 2 names and --classes is 3"),
-        ("--num-groups 3", UserError, "8 channels out to 3 groups; set model.channels_per_group"),
+        (
+            "--num-groups 3",
+            UserError,
+            "8 channels out to 3 groups; set --channels-per-group 4 or --num-groups 1",
+        ),
     ],
 )
 def test_wrong_options_are_refused(folder, options, error, message):
@@ -242,7 +336,8 @@ def test_wrong_options_are_refused(folder, options, error, message):
         "--norm gnn",
         "--layout slow",
         "--temporal-init sum",
-        "--arch c2d",
+        "--arch resnet50",
+        "--from keras",
         "--classes 0",
         "--classes x",
         "--depths 3,,3",

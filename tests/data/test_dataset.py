@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import MAX_TRIES, RandomClips, TestDataset, TrainDataset, ValDataset
 from videogn.data.decode import READERS, PyAVReader
+from videogn.data.opening import VideoOpener
 from videogn.errors import DecodeError
 
 
@@ -19,7 +20,7 @@ def random_clips(**changes) -> RandomClips:
         "short_side_max": 80,
         "crop_size": 56,
         "flip_probability": 0.5,
-        "reader": "pyav",
+        "open_video": VideoOpener("pyav"),
     }
     return RandomClips(**{**options, **changes})
 
@@ -33,7 +34,7 @@ def videos_of(records: list[VideoRecord], **changes) -> TestDataset:
         "protocol": "paper",
         "short_side": 64,
         "crop_size": 48,
-        "reader": "pyav",
+        "open_video": VideoOpener("pyav"),
     }
     return TestDataset(records, **{**options, **changes})
 

@@ -123,8 +123,8 @@ def test_video_too_large_to_keep_is_decoded_again(budget: int, make_video, monke
     path = str(make_video())
     kept = PyAVReader(path).frames(range(20))
     decodes = []
-    original = decode._opened
-    monkeypatch.setattr(decode, "_opened", lambda p: decodes.append(p) or original(p))
+    original = decode.opened
+    monkeypatch.setattr(decode, "opened", lambda p: decodes.append(p) or original(p))
     monkeypatch.setattr(decode, "KEPT_BYTES", budget)
     video = PyAVReader(path)
     np.testing.assert_array_equal(video.frames([19, 4, 4]), kept[[19, 4, 4]])

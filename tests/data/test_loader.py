@@ -22,6 +22,7 @@ from videogn.data.loader import (
     build_val_loader,
     epoch_order,
 )
+from videogn.data.opening import VideoOpener
 from videogn.errors import DecodeError
 
 CLIPS = RandomClips(
@@ -31,7 +32,7 @@ CLIPS = RandomClips(
     short_side_max=48,
     crop_size=32,
     flip_probability=0.5,
-    reader="pyav",
+    open_video=VideoOpener("pyav"),
 )
 
 
@@ -194,7 +195,7 @@ def views_loader(records, workers: int, **changes):
         "protocol": "paper",
         "short_side": 32,
         "crop_size": 32,
-        "reader": "pyav",
+        "open_video": VideoOpener("pyav"),
     }
     dataset = TestDataset(records, **{**options, **changes})
     return build_test_loader(dataset, range(len(records)), workers)
@@ -237,10 +238,11 @@ import multiprocessing, sys, time
 from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import RandomClips, TrainDataset
 from videogn.data.loader import TrainBatches, build_train_loader
+from videogn.data.opening import VideoOpener
 
 def main():
     clips = RandomClips(num_frames=4, frame_stride=1, short_side_min=32, short_side_max=32,
-                        crop_size=32, flip_probability=0.0, reader="pyav")
+                        crop_size=32, flip_probability=0.0, open_video=VideoOpener("pyav"))
     batches = TrainBatches(num_videos=1, clips_per_gpu=1, rank=0, world_size=1, seed=0,
                            first_step=0, last_step=100)
     records = [VideoRecord(sys.argv[1], 0, "a")]

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from videogn.config import TrainConfig
-from videogn.engine.plan import MemoryPlan, make_plan, probe_memory
+from videogn.engine.plan import MemoryPlan, kept_bytes, make_plan, probe_memory, state_bytes
 from videogn.errors import RunError
+from videogn.models.i3d import i3d
 
 
 def test_kinetics_numbers_of_the_released_recipe() -> None:
@@ -41,3 +42,23 @@ def test_probe_counts_what_the_backward_pass_needs() -> None:
     # The input (10), the output of the ReLU (20) and log-probabilities (5), with a few scalars.
     assert (10 + 20 + 5) * 4 <= plan.clip_bytes <= (10 + 20 + 5) * 4 + 64
     assert plan.clips_per_gpu == 3
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "frozen_bn", "none"])
+def test_memory_from_shapes_is_that_of_a_real_step(norm):
+    def network():
+        return i3d(norm=norm, width=8, num_groups=4, depths=(1, 2), num_classes=5)
+
+    real = kept_bytes(network(), torch.zeros(2, 3, 8, 48, 48))
+    with torch.device("meta"):
+        planned = kept_bytes(network(), torch.zeros(2, 3, 8, 48, 48))
+    # Real kernels keep a little besides, such as the masks and sums of some norms.
+    assert real == pytest.approx(planned, rel=0.02)
+
+
+def test_frozen_parameters_have_no_gradient_and_no_momentum():
+    trained, frozen = (
+        i3d(norm=n, width=8, depths=(1,), num_classes=5) for n in ("bn", "frozen_bn")
+    )
+    norms = sum(p.numel() for p in frozen.parameters() if not p.requires_grad)
+    assert state_bytes(trained) - state_bytes(frozen) == 2 * 4 * norms

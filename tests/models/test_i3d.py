@@ -6,7 +6,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from videogn.errors import UserError
+from videogn.models.build import build_network
 from videogn.models.i3d import INFLATIONS, LAYOUTS, Layout, i3d, minimum_input, temporal_kernels
+from videogn.models.spec import ARCHITECTURES, NetworkSpec
+from videogn.models.summary import cost_of
 
 NORMS = ("bn", "gn")
 TINY = {"width": 8, "num_groups": 8, "num_classes": 5}
@@ -70,43 +73,130 @@ def test_positions_follow_the_whole_frame():
     assert wide.shape == (1, 400, 2, 5)
 
 
-@pytest.mark.parametrize(
-    ("layout", "num_frames", "size", "giga"),
-    [
-        ("nonlocal", 32, 224, "32.83"),
-        ("nonlocal", 64, 224, "65.66"),
-        ("nonlocal", 128, 224, "131.32"),
-        ("nonlocal", 32, 256, "42.93"),
-        ("nonlocal_paper", 32, 224, "33.13"),
-        ("zoo", 8, 224, "28.41"),
-        ("zoo", 8, 256, "37.11"),
-    ],
-)
-def test_multiply_adds_of_convolutions_and_classifier(layout, num_frames, size, giga):
-    network, clip = on_meta(num_frames, size, layout=layout)
-    with FlopCounterMode(display=False) as counter:
-        network(clip)
-    assert f"{counter.get_total_flops() / 2 / 1e9:.2f}" == giga  # torch counts each as two
+# Counted from the released code and configs of each project, in fvcore's convention:
+# architecture, layout, frames, size -> parameters, multiply-adds (G) of convolutions and
+# classifier, and with the norms' operations as fvcore counts them (BN, GN).
+PUBLISHED = [
+    ("i3d_r50", "nonlocal", 32, 224, 28_043_472, 32.83, 32.97, 33.18),
+    ("i3d_r50", "nonlocal", 64, 224, 28_043_472, 65.66, 65.94, 66.36),
+    ("i3d_r50", "nonlocal", 128, 224, 28_043_472, 131.32, 131.88, None),
+    ("i3d_r50", "nonlocal", 32, 256, 28_043_472, 42.93, 43.11, None),
+    ("i3d_r50", "nonlocal", 64, 256, 28_043_472, 85.85, 86.22, None),
+    ("i3d_r50", "nonlocal_paper", 32, 224, 28_043_472, 33.13, 33.27, None),
+    ("i3d_r50", "nonlocal_8x8", 8, 224, 28_043_472, 28.11, 28.24, None),
+    ("i3d_r50", "nonlocal_8x8", 8, 256, 28_043_472, 36.76, 36.93, None),
+    ("i3d_r50", "nonlocal_8x8", 32, 224, 28_043_472, 112.43, 112.95, None),
+    ("i3d_r50", "zoo", 8, 224, 28_043_472, 28.41, 28.54, None),
+    ("i3d_r50", "zoo", 8, 256, 28_043_472, 37.11, 37.28, None),
+    ("i3d_r50", "zoo", 32, 224, 28_043_472, 113.64, 114.16, None),
+    ("i3d_r50", "mmaction2", 32, 224, 28_043_472, 33.13, 33.27, None),
+    ("i3d_r50", "mmaction2", 32, 256, 28_043_472, 43.27, 43.46, None),
+    ("i3d_heavy_r50", "mmaction2_heavy", 32, 224, 33_024_208, 126.8, 127.3, None),
+    ("i3d_heavy_r50", "mmaction2_heavy", 32, 256, 33_024_208, 165.6, 166.3, None),
+    ("c2d_r50", "nonlocal", 32, 224, 24_327_632, 20.23, 20.37, None),
+    ("i3d_r101", "nonlocal", 32, 224, 51_754_192, 51.38, 51.56, None),
+    ("c2d_r101", "nonlocal", 32, 224, 43_319_760, 35.08, 35.26, None),
+    ("resnet50", "nonlocal", 1, 224, 25_557_032, 4.09, 4.11, 4.14),
+]
+
+
+def published_network(arch, norm, layout):
+    own = ARCHITECTURES[arch]
+    num_classes = 1000 if own.family == "resnet2d" else 400
+    spec = NetworkSpec(arch, norm, 32, None, layout, num_classes, own.width, own.depths, 0.5)
+    with torch.device("meta"):
+        return build_network(spec).eval()
+
+
+def agrees(count, published):
+    """Whether a count is the published one, give or take its last digit."""
+    digits = len(str(published).partition(".")[2])
+    return abs(count / 1e9 - published) < 1.5 * 10**-digits
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: "-".join(map(str, row[:4])))
+def test_parameters_and_operations_are_the_published_ones(row):
+    arch, layout, num_frames, size, parameters, conv_and_fc, *with_norms = row
+    for norm, with_norm in zip(("bn", "gn"), with_norms, strict=True):
+        if with_norm is None:
+            continue
+        network = published_network(arch, norm, layout)
+        assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+        cost = cost_of(network, (num_frames, size, size))
+        assert agrees(cost.multiply_adds, conv_and_fc)
+        assert agrees(cost.multiply_adds + cost.norm_operations, with_norm)
+
+
+def test_inflated_middle_kernels_cost_what_the_paper_says():
+    # Non-local paper, Table 3 (c): I3D R101 3x3x3 has 1.5 times C2D's parameters and 1.8 times its
+    # operations, 3x1x1 has 1.2 and 1.5 times.
+    costs = {}
+    for arch in ("c2d_r101", "i3d_r101", "i3d_3x3x3_r101"):
+        network = published_network(arch, "bn", "nonlocal")
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, 3, 32, 224, 224, device="meta"))
+        size = sum(p.numel() for p in network.parameters())
+        costs[arch] = (size, counter.get_total_flops())
+    ratios = {
+        arch: tuple(round(a / b, 1) for a, b in zip(cost, costs["c2d_r101"], strict=True))
+        for arch, cost in costs.items()
+    }
+    assert ratios["i3d_3x3x3_r101"] == (1.5, 1.8)
+    assert ratios["i3d_r101"] == (1.2, 1.5)
 
 
 @pytest.mark.parametrize(
-    ("norm", "layout", "num_frames", "conv_and_fc", "with_norms"),
+    ("arch", "first", "middle"),
     [
-        ("bn", "nonlocal", 32, "32.83", "32.97"),
-        ("gn", "nonlocal", 32, "32.83", "33.18"),
-        ("bn", "nonlocal_paper", 32, "33.13", "33.27"),
-        ("bn", "zoo", 8, "28.41", "28.54"),
+        ("i3d_r50", "333 3131 313131 131", "111 1111 111111 111"),
+        ("i3d_3x3x3_r50", "111 1111 111111 111", "333 3131 313131 131"),
+        ("i3d_heavy_r50", "333 3333 333333 333", "111 1111 111111 111"),
+        ("c2d_r50", "111 1111 111111 111", "111 1111 111111 111"),
     ],
 )
-def test_fvcore_counts_the_tables_operations(norm, layout, num_frames, conv_and_fc, with_norms):
-    from fvcore.nn import FlopCountAnalysis
+def test_temporal_sizes_of_the_kernels(arch, first, middle):
+    network = published_network(arch, "gn", "nonlocal")
+    sizes = {
+        name: module.kernel_size[0]
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv3d)
+    }
+    assert sizes["blocks.0.conv"] == (1 if arch == "c2d_r50" else 5)
+    for layer, expected in (("conv_a", first), ("conv_b", middle), ("conv_c", "1" * 16)):
+        found = "".join(str(size) for name, size in sizes.items() if name.endswith(layer))
+        assert found == expected.replace(" ", "")
+    assert all(size == 1 for name, size in sizes.items() if "branch1" in name)
 
-    network = i3d(norm=norm, layout=layout).eval()
-    analysis = FlopCountAnalysis(network, torch.zeros(1, 3, num_frames, 224, 224))
-    counts = analysis.unsupported_ops_warnings(False).by_operator()
-    assert f"{(counts['conv'] + counts['linear']) / 1e9:.2f}" == conv_and_fc
-    norms = counts["batch_norm"] + counts["group_norm"]
-    assert f"{(counts['conv'] + counts['linear'] + norms) / 1e9:.2f}" == with_norms
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("num_frames", [8, 32, 64, 128])
+def test_layouts_take_every_clip_length(layout, num_frames):
+    network, clip = on_meta(num_frames, layout=layout)
+    steps = num_frames // (8 if layout in ("nonlocal", "nonlocal_paper", "mmaction2") else 2)
+    assert network.features(clip).shape == (1, 2048, steps, 7, 7)
+    assert network(clip).shape == (1, 400)
+
+
+def test_mmaction2s_head_averages_the_whole_map():
+    network = i3d(layout="mmaction2", **TINY).eval()
+    clip = torch.randn(1, 3, 8, 256, 320, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = network.features(clip)
+        assert features.shape[3:] == (8, 10)
+        head = network.blocks[6].proj
+        expected = features.mean((2, 3, 4)) @ head.weight.T + head.bias
+        torch.testing.assert_close(network(clip), expected)
+        assert network.forward_locations(clip).shape[2:] == (1, 1)
+
+
+def test_five_stages_are_refused():
+    with pytest.raises(UserError, match="at most 4 stages"):
+        i3d(depths=(1, 1, 1, 1, 1))
+
+
+def test_unknown_inflation_is_refused():
+    with pytest.raises(UserError, match="choose from none, 3x1x1, 3x3x3, 3x1x1_all"):
+        i3d(inflation="5x1x1")
 
 
 def pytorchvideo_i3d():

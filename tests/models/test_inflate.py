@@ -12,9 +12,10 @@ from videogn.errors import WeightError
 from videogn.models.build import build_network
 from videogn.models.i3d import i3d
 from videogn.models.inflate import TEMPORAL_INITS, inflate_state_dict, source_name
+from videogn.models.norm import NORMS
 from videogn.models.resnet2d import resnet50
 from videogn.models.sources import read_source
-from videogn.models.spec import NetworkSpec, WeightInfo
+from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 from videogn.models.weights import write_weights
 
 SPEC = NetworkSpec("i3d_r50", "gn", 8, None, "nonlocal_paper", 5, 8, (2, 2, 2, 2), 0.5)
@@ -173,11 +174,17 @@ def test_batch_counters_may_be_missing(tmp_path):
 @pytest.mark.parametrize(
     ("network", "spec", "message"),
     [
-        ({"norm": "bn"}, {}, "ImageNet BN weights cannot be reused for a GN net.*--norm bn"),
-        ({}, {"norm": "bn"}, "no running statistics, which a BN net needs.*--norm gn"),
+        ({"norm": "bn"}, {}, "ImageNet BN weights cannot be reused for a net of norm gn"),
+        ({}, {"norm": "bn"}, "no running statistics, which bn needs.*--norm gn"),
+        ({}, {"norm": "none"}, "gamma and beta, for which a net without norms has no place"),
+        (
+            {"depths": (3, 4, 23, 3)},
+            {},
+            "depths 3,4,23,3 and 2,2,2,2 is wanted; give --arch i3d_r101 or --depths 3,4,23,3",
+        ),
         ({"depths": (2, 2, 4, 2)}, {}, "depths 2,2,4,2 and 2,2,2,2 is wanted; give --depths 2,2,4"),
         ({"width": 16}, {}, "width 16 and 8 is wanted; give --width 16"),
-        ({}, {"arch": "resnet50"}, "choose i3d_r50"),
+        ({}, {"arch": "resnet50"}, "--arch resnet50: .*choose from i3d_r50, i3d_r101"),
     ],
 )
 def test_other_networks_are_refused_with_the_remedy(tmp_path, network, spec, message):
@@ -190,30 +197,98 @@ def test_groups_that_the_source_was_not_trained_with_are_refused(tmp_path):
     described = replace(SPEC, arch="resnet50", num_groups=4)
     info = WeightInfo(described, None, (0.5,) * 3, (0.5,) * 3, None, None, None)
     write_weights(tmp_path / "source", network_2d(num_groups=4).state_dict(), info)
-    with pytest.raises(WeightError, match="num_groups 4 and 8 is wanted; give the same --num-grou"):
+    with pytest.raises(WeightError, match="num_groups 4 and 8 is wanted; give --num-groups 4"):
         inflate_state_dict(read_source(tmp_path / "source"), SPEC, "mean")
 
 
 def test_nothing_is_half_loaded(tmp_path):
-    def damage(state):
-        del state["layer2.1.conv2.weight"]
-        del state["bn1.bias"]
-        state["layer1.0.se.fc1.weight"] = torch.zeros(1)
+    source = source_of(network_2d(), tmp_path)
+    state = {name: t for name, t in source.state.items() if name != "bn1.bias"}
+    broken = replace(source, state=state | {"layer1.0.se.weight": torch.zeros(1)})
+    message = r"1 missing: bn1.bias; 1 unexpected: layer1.0.se.weight; nothing was loaded"
+    with pytest.raises(WeightError, match=message):
+        inflate_state_dict(broken, SPEC, "mean")
 
-    source = source_of(network_2d(), tmp_path, damage)
+
+ARCHITECTURES_3D = [name for name, each in ARCHITECTURES.items() if each.family == "i3d"]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES_3D)
+def test_every_video_architecture_is_inflated_to_the_2d_function(tmp_path, randomise, arch):
+    library = randomise(network_2d())
+    spec = replace(SPEC, arch=arch)
+    state, report = inflate_state_dict(source_of(library, tmp_path), spec, "center")
+    longer = [name for name, t in state.items() if t.ndim == 5 and t.shape[2] > 1]
+    assert set(report.inflated) == set(longer)
+    assert (len(longer) == 0) == arch.startswith("c2d")
+    network = build_network(spec).eval()
+    network.load_state_dict(state)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = library.features(image)
+        features = network.features(image.unsqueeze(2).expand(-1, -1, 16, -1, -1))
+    for step in features.unbind(2):
+        assert (step - expected).norm() / expected.norm() < 1e-4
+
+
+FAMILIES = {
+    "bn": ("bn", "sync_bn", "frozen_bn"),
+    "gn": ("gn", "ln", "in"),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("trained", ["bn", "gn"])
+def test_weights_become_norms_of_their_family_and_no_others(tmp_path, trained, norm):
+    source = source_of(network_2d(norm=trained), tmp_path)
+    spec = replace(SPEC, norm=norm)
+    if norm in FAMILIES[trained]:
+        state, report = inflate_state_dict(source, spec, "mean")
+        build_network(spec).load_state_dict(state)
+        assert bool(report.skipped) == (norm == "frozen_bn")  # it counts no batches
+        return
     with pytest.raises(WeightError) as error:
+        inflate_state_dict(source, spec, "mean")
+    assert f"--norm {norm} is wanted" in str(error.value)
+    assert f"Give --norm {' or '.join(FAMILIES[trained])}" in str(error.value)
+
+
+def test_networks_without_norms_are_inflated_to_none_alone(tmp_path):
+    source = source_of(network_2d(norm="none"), tmp_path)
+    state, _ = inflate_state_dict(source, replace(SPEC, norm="none"), "mean")
+    build_network(replace(SPEC, norm="none")).load_state_dict(state)
+    with pytest.raises(WeightError, match=r"have no norm layers, and gn has\. Give --norm none"):
         inflate_state_dict(source, SPEC, "mean")
-    assert "2 missing: bn1.bias, layer2.1.conv2.weight" in str(error.value)
-    assert "1 unexpected: layer1.0.se.fc1.weight" in str(error.value)
-    assert "nothing was loaded" in str(error.value)
 
 
-def test_a_misshapen_tensor_is_refused_with_both_shapes(tmp_path):
-    def damage(state):
-        state["layer3.1.conv2.weight"] = torch.zeros(32, 32, 1, 1)
+def test_our_own_weights_keep_the_norm_they_were_trained_with(tmp_path):
+    described = replace(SPEC, arch="resnet50", norm="ln")
+    info = WeightInfo(described, None, (0.5,) * 3, (0.5,) * 3, None, None, None)
+    write_weights(tmp_path / "source", network_2d(norm="ln").state_dict(), info)
+    source = read_source(tmp_path / "source")
+    with pytest.raises(
+        WeightError, match="has weights of ln and --norm gn is wanted; it was trained"
+    ):
+        inflate_state_dict(source, SPEC, "mean")
+    inflate_state_dict(source, replace(SPEC, norm="ln"), "mean")
 
-    source = source_of(network_2d(), tmp_path, damage)
-    with pytest.raises(WeightError, match=r"conv2.weight is \(32, 32, 1, 1\) and \(32, 32, 3, 3\)"):
+
+def test_kernels_of_one_time_step_are_inflated_as_2d_ones(tmp_path):
+    network = network_2d(norm="bn")
+    flat = network.state_dict()
+    long = {name: t.unsqueeze(2) if t.ndim == 4 else t for name, t in flat.items()}
+    spec = replace(SPEC, norm="bn")
+    expected, _ = inflate_state_dict(source_of(network, tmp_path), spec, "mean")
+    torch.save(long, tmp_path / "source.pth")
+    state, _ = inflate_state_dict(read_source(tmp_path / "source.pth"), spec, "mean")
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_video_network_is_not_inflated(tmp_path):
+    info = WeightInfo(SPEC, None, (0.5,) * 3, (0.5,) * 3, None, None, None)
+    write_weights(tmp_path / "source", build_network(SPEC).state_dict(), info)
+    source = read_source(tmp_path / "source")
+    with pytest.raises(WeightError, match="is of i3d_r50, a video network already"):
         inflate_state_dict(source, SPEC, "mean")
 
 

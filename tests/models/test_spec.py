@@ -49,7 +49,7 @@ def test_json_is_flat_under_the_names_of_the_format():
         ("width", 0, "width: Input should be greater than 0"),
         ("width", True, "width"),
         ("depths", [], "depths"),
-        ("depths", [3, 4, 6, 3, 2], "depths"),
+        ("depths", [3, 4, 6, 3, 2, 1], "depths"),
         ("dropout", 1.0, "dropout"),
         ("mean", [0.5, 0.5], "mean"),
         ("mean", [0.5, 0.5, float("nan")], "mean"),

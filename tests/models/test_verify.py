@@ -6,12 +6,14 @@ import torch
 from videogn.errors import WeightError
 from videogn.models.build import build_network
 from videogn.models.i3d import LAYOUTS
-from videogn.models.inflate import NAMES
+from videogn.models.inflate import source_name
 from videogn.models.sources import read_source
 from videogn.models.spec import NetworkSpec
 from videogn.models.verify import describe_verification, verify_inflation
 
 SPEC = NetworkSpec("i3d_r50", "gn", 8, None, "nonlocal", 5, 8, (3, 4, 6, 3), 0.5)
+UNPADDED = ("nonlocal", "nonlocal_8x8")
+KEEPING_TIME = ("zoo", "nonlocal_8x8", "mmaction2_heavy")
 SMALL = {"num_frames": 32, "size": 64}
 
 
@@ -28,16 +30,16 @@ def test_centre_is_exact_against_the_layouts_own_stem_and_mean_is_not(
 ):
     spec = replace(SPEC, norm=norm, layout=layout)
     rows = verify_inflation(source_of(tmp_path, randomise, spec), spec, **SMALL)
-    references = 2 if layout == "nonlocal" else 1
+    references = 2 if layout in UNPADDED else 1
     assert len(rows) == 2 * references
     exact = [row for row in rows if row.temporal_init == "center" and row.same_function]
     (row,) = exact
-    assert row.reference == ("unpadded stem pool" if layout == "nonlocal" else "as published")
+    assert row.reference == ("unpadded stem pool" if layout in UNPADDED else "as published")
     assert max(row.per_step) < 1e-4
     assert row.pooled < 1e-4
     assert row.logits < 1e-4
     for other in (row for row in rows if row not in exact):
-        assert len(other.per_step) == (16 if layout == "zoo" else 4)
+        assert len(other.per_step) == (16 if layout in KEEPING_TIME else 4)
         assert max(other.per_step) > 1e-2
         assert other.logits > 1e-3
 
@@ -63,12 +65,37 @@ def test_a_source_without_classifier_or_counters_is_verified(tmp_path, randomise
     assert {row.logits for row in rows} == {None}
 
 
+@pytest.mark.parametrize("arch", ["i3d_3x3x3_r50", "i3d_heavy_r50"])
+def test_other_architectures_are_verified(tmp_path, randomise, arch):
+    spec = replace(SPEC, arch=arch, layout="mmaction2", depths=(1, 1, 1, 1))
+    rows = verify_inflation(source_of(tmp_path, randomise, spec), spec, **SMALL)
+    assert [max(row.per_step) < 1e-4 for row in rows] == [False, True]
+
+
+@pytest.mark.parametrize("norm", ["sync_bn", "frozen_bn", "ln", "in", "none"])
+def test_every_norm_is_verified(tmp_path, randomise, norm):
+    spec = replace(SPEC, norm=norm, layout="zoo", depths=(1, 1, 1, 1))
+    rows = verify_inflation(source_of(tmp_path, randomise, spec), spec, **SMALL)
+    assert [max(row.per_step) < 1e-4 for row in rows] == [False, True]
+
+
+def test_without_temporal_kernels_both_inits_are_exact_and_nothing_is_excused(tmp_path, randomise):
+    spec = replace(SPEC, arch="c2d_r50", layout="zoo", depths=(1, 1, 1, 1))
+    rows = verify_inflation(source_of(tmp_path, randomise, spec), spec, **SMALL)
+    assert max(max(row.per_step) for row in rows) < 1e-5
+    assert "by design" not in describe_verification(rows)
+
+
 def test_a_tensor_in_the_wrong_place_fails(tmp_path, randomise, monkeypatch):
-    swapped = (
-        (r"blocks\.3\.res_blocks\.2\.branch2\.norm_a\.(\w+)", lambda m: f"layer2.2.bn2.{m[1]}"),
-        (r"blocks\.3\.res_blocks\.2\.branch2\.norm_b\.(\w+)", lambda m: f"layer2.2.bn1.{m[1]}"),
-    )
-    monkeypatch.setattr("videogn.models.inflate.NAMES", swapped + NAMES)
+    block = "blocks.3.res_blocks.2.branch2.norm_"
+
+    def swapped(name):
+        places = {"a": "b", "b": "a"}
+        if name.startswith(block) and name[len(block)] in places:
+            name = block + places[name[len(block)]] + name[len(block) + 1 :]
+        return source_name(name)
+
+    monkeypatch.setattr("videogn.models.inflate.source_name", swapped)
     with pytest.raises(WeightError, match=r"verification failed.*nothing was written"):
         verify_inflation(source_of(tmp_path, randomise), SPEC, **SMALL)
 

@@ -1,25 +1,34 @@
 """Turn the weights of a 2D ResNet into weights of the video network.
 
-SOURCE is a state dict of torchvision's or timm's ResNet (.pth or .safetensors) or a file of this
-program's own 2D network. It is never run as code.
+SOURCE holds a 2D ResNet of torchvision, timm, Detectron, detectron2, tensorpack, mmdetection,
+mmpretrain, PySlowFast or this program, as .pth, .pkl, .npz or .safetensors. Its kind is found from
+its content, whatever its name, and it is never run as code.
 """
 
 import argparse
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from videogn.errors import AnnotationError, UserError, WeightError
+import torch
+
+from videogn.data.annotations import read_class_names
+from videogn.errors import UserError, WeightError
 from videogn.files import sha256_of
+from videogn.models.build import build_network
+from videogn.models.formats import FORMATS
 from videogn.models.i3d import LAYOUTS
 from videogn.models.inflate import TEMPORAL_INITS, InflationReport, inflate_state_dict
 from videogn.models.norm import NORMS
-from videogn.models.sources import Source2D, read_source
-from videogn.models.spec import NetworkSpec, WeightInfo
+from videogn.models.sources import Source, read_source
+from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 from videogn.models.verify import describe_verification, verify_inflation
 from videogn.models.weights import few, write_weights
 
 Triple = tuple[float, float, float]
+
+VIDEO_ARCHITECTURES = [name for name, each in ARCHITECTURES.items() if each.family == "i3d"]
 
 DEFAULT_CLASSES = 400
 DROPOUT = 0.5
@@ -37,7 +46,7 @@ class Inflation:
         verification: table of the check on a still clip; None where none was asked for.
     """
 
-    source: Source2D
+    source: Source
     report: InflationReport
     info: WeightInfo
     sha256: str
@@ -48,7 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", type=Path, help="2D weights")
     parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="new file")
-    parser.add_argument("--arch", choices=["i3d_r50"], default="i3d_r50")
+    parser.add_argument(
+        "--arch", choices=VIDEO_ARCHITECTURES, default="i3d_r50", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source_format",
+        metavar="KIND",
+        choices=list(FORMATS),
+        help=f"kind of SOURCE, where its content does not tell: {', '.join(FORMATS)}",
+    )
     parser.add_argument("--norm", choices=list(NORMS), default="gn", help="default: %(default)s")
     parser.add_argument("--layout", choices=list(LAYOUTS), default="nonlocal")
     parser.add_argument(
@@ -58,13 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean: w/t at each time step, as in the paper; center: w at the middle one",
     )
     parser.add_argument(
-        "--classes", metavar="N", type=_positive, help="default: the class names', else 400"
+        "--classes", metavar="N", type=positive, help="default: the class names', else 400"
     )
     parser.add_argument("--class-names", metavar="FILE", type=Path, help="one per line")
-    parser.add_argument("--num-groups", metavar="N", type=_positive, default=32)
-    parser.add_argument("--channels-per-group", metavar="N", type=_positive)
-    parser.add_argument("--width", metavar="N", type=_positive, default=64)
-    parser.add_argument("--depths", metavar="N,N,N,N", type=_depths, default=(3, 4, 6, 3))
+    parser.add_argument("--num-groups", metavar="N", type=positive, default=32)
+    parser.add_argument("--channels-per-group", metavar="N", type=positive)
+    parser.add_argument("--width", metavar="N", type=positive, help="default: of --arch")
+    parser.add_argument("--depths", metavar="N,N,N,N", type=_depths, help="default: of --arch")
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",
@@ -80,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inflate, print what became of every tensor, and return the exit code."""
-    class_names = None if args.class_names is None else _read_class_names(args.class_names)
+    class_names = None if args.class_names is None else read_class_names(args.class_names)
     if args.classes is not None and class_names is not None and args.classes != len(class_names):
         raise UserError(
             f"{args.class_names}: has {len(class_names)} names and --classes is {args.classes}; "
@@ -93,18 +111,20 @@ def run(args: argparse.Namespace) -> int:
         channels_per_group=args.channels_per_group,
         layout=args.layout,
         num_classes=args.classes or (len(class_names) if class_names else DEFAULT_CLASSES),
-        width=args.width,
-        depths=args.depths,
+        width=args.width or ARCHITECTURES[args.arch].width,
+        depths=args.depths or ARCHITECTURES[args.arch].depths,
         dropout=DROPOUT,
     )
+    _check_buildable(spec)
     inflation = inflate_file(
         args.source,
         args.out,
         spec,
+        source_format=args.source_format,
         temporal_init=args.temporal_init,
         class_names=class_names,
-        mean=_triple(args.mean),
-        std=_triple(args.std),
+        mean=triple(args.mean),
+        std=triple(args.std),
         verify=args.verify,
     )
     print(describe(inflation, args.out))
@@ -116,6 +136,7 @@ def inflate_file(
     out: str | Path,
     spec: NetworkSpec,
     *,
+    source_format: str | None = None,
     temporal_init: str = "mean",
     class_names: tuple[str, ...] | None = None,
     mean: Triple | None = None,
@@ -126,8 +147,10 @@ def inflate_file(
 
     Args:
         spec: the video network.
+        source_format: a key of ``FORMATS``; where None, found from the content.
         class_names: in label order; where None, the source's if its classifier is kept.
-        mean, std: RGB in [0, 1]; where None, the source's, else ImageNet's.
+        mean, std: RGB in [0, 1]; where None, the source's, else ImageNet's. A source whose
+            input is in 0 to 255, undivided, gets its first kernel scaled to ``std``.
 
     Raises:
         WeightError: the source cannot be read or does not fit ``spec``; nothing is written.
@@ -136,7 +159,8 @@ def inflate_file(
     if out.exists() and source.exists() and out.samefile(source):
         raise WeightError(f"{out}: is the source itself; give another name to -o")
     _check_scale(mean, std)
-    weights = read_source(source)
+    weights = read_source(source, source_format=source_format, std=std)
+    _check_half_a_scale(weights, mean, std)
     state, report = inflate_state_dict(weights, spec, temporal_init, class_names)
     verification = None
     if verify:
@@ -163,8 +187,9 @@ def describe(inflation: Inflation, out: Path) -> str:
     depths = ",".join(map(str, source.depths))
     wanted = inflation.info.spec.num_classes
     lines = [
-        f"{source.path}: 2D network, norm {source.norm}, width {source.width}, depths {depths}, "
-        f"{classes}",
+        f"{source.path}: {FORMATS[source.format].title}, norm {source.norm_family} "
+        f"({' or '.join(source.norms)}), width {source.width}, depths {depths}, {classes}",
+        *source.notes,
         _row("loaded", report.loaded),
         _row("inflated", report.inflated, f"({inflation.info.temporal_init})"),
         _row("skipped", report.skipped),
@@ -172,7 +197,7 @@ def describe(inflation: Inflation, out: Path) -> str:
         _row("missing", report.missing),
         _row("unexpected", report.unexpected),
     ]
-    if source.norm == "gn" and source.spec is None:
+    if inflation.info.spec.norm == "gn" and source.spec is None:
         lines.append(
             f"groups      not told by the weights, taken as {_groups(inflation.info.spec)}"
         )
@@ -183,6 +208,16 @@ def describe(inflation: Inflation, out: Path) -> str:
     size = out.stat().st_size / 2**20
     lines.append(f"wrote       {out} ({size:.1f} MiB), sha256 {inflation.sha256}")
     return "\n".join(lines)
+
+
+def _check_buildable(spec: NetworkSpec) -> None:
+    """Refuse, in the words of the command line, a network that cannot be built."""
+    try:
+        with torch.device("meta"):
+            build_network(spec)
+    except UserError as error:
+        flags = re.sub(r"model\.(\w+)=", lambda m: f"--{m[1].replace('_', '-')} ", str(error))
+        raise UserError(flags) from error
 
 
 def _row(kind: str, names: Iterable[str], note: str = "") -> str:
@@ -200,48 +235,36 @@ def _numbers(values: Triple) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise AnnotationError(f"{path}: cannot read the class names: {reason}") from error
-    if not names:
-        raise AnnotationError(f"{path}: no class names; write one per line")
-    faults = [
-        f"{path}:{number}: {'empty' if not name else f'{name!r} stands twice'}"
-        for number, name in enumerate(names, 1)
-        if not name or name in names[: number - 1]
-    ]
-    if faults:
-        raise AnnotationError("\n".join(faults))
-    return names
-
-
 def _check_scale(mean: Triple | None, std: Triple | None) -> None:
-    if (mean is None) != (std is None):
-        raise UserError("--mean and --std belong together: give both or neither")
-    if mean is None or std is None:
-        return
-    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+    means, stds = mean or (0.0,), std or (1.0,)
+    if not all(0 <= value <= 1 for value in means) or not all(0 < value <= 1 for value in stds):
+        given = [f"--{key} {_numbers(v)}" for key, v in (("mean", mean), ("std", std)) if v]
         raise UserError(
-            f"--mean {_numbers(mean)} --std {_numbers(std)}: must lie in [0, 1], std above 0; "
-            "divide values for 0 to 255 by 255"
+            f"{' '.join(given)}: must lie in [0, 1], std above 0; divide values for 0 to 255 by 255"
         )
 
 
-def _triple(values: list[float] | None) -> Triple | None:
+def _check_half_a_scale(source: Source, mean: Triple | None, std: Triple | None) -> None:
+    """Weights whose kernel holds the std get another one for certain; the mean stays theirs."""
+    fitted = source.info is None and FORMATS[source.format].scale.absorbed
+    if (mean is None) != (std is None) and not fitted:
+        raise UserError("--mean and --std belong together: give both or neither")
+
+
+def triple(values: list[float] | None) -> Triple | None:
+    """Three numbers of the command line, where they were given."""
     return None if values is None else (values[0], values[1], values[2])
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number of the command line, from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
     return int(text)
 
 
 def _depths(text: str) -> tuple[int, ...]:
-    depths = tuple(_positive(word) for word in text.split(","))
+    depths = tuple(positive(word) for word in text.split(","))
     if len(depths) > 4:
         raise argparse.ArgumentTypeError(f"{text}: at most 4 stages")
     return depths

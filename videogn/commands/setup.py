@@ -2,12 +2,21 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from videogn.config import ClipConfig, DataConfig, LoadedConfig, ModelConfig
-from videogn.data.annotations import VideoList, read_videos
-from videogn.errors import ConfigError
+from videogn.data.annotations import (
+    VideoList,
+    check_label_order,
+    read_class_names,
+    read_videos,
+)
+from videogn.data.index_file import index_path
+from videogn.data.opening import VideoOpener
+from videogn.engine.runs import RunFolder
+from videogn.errors import ConfigError, WeightError
 from videogn.models.build import build_network
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 
@@ -51,21 +60,103 @@ def check_network(spec: NetworkSpec, clip: ClipConfig) -> None:
 
 
 def list_of(
-    data: DataConfig, key: str, num_classes: int, class_names: Sequence[str] | None = None
+    data: DataConfig,
+    key: str,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    names_of: str = "the weights",
 ) -> VideoList:
     """Read the list of videos that ``data.<key>`` names.
 
+    Args:
+        class_names: in label order, where something that the list must agree with has them.
+        names_of: what that is, for messages.
+
     Raises:
-        ConfigError: no list is named.
+        ConfigError: no list is named, or its label order is another one.
         AnnotationError: the list is wrong.
     """
-    source = {"train": data.train, "val": data.val, "test": data.test}[key]
+    source = list_source(data, key)
     if not source:
         raise ConfigError(
             f"data.{key} is not set; give a list file, a class-folder tree or a Kinetics csv: "
             f"data.{key}=PATH"
         )
-    return read_videos(source, num_classes=num_classes, root=data.root, class_names=class_names)
+    names = _class_names(data, num_classes, class_names, names_of)
+    videos = read_videos(source, num_classes=num_classes, root=data.root, class_names=names)
+    if names is not None:
+        check_label_order(videos, names, data.class_names or names_of)
+    return videos
+
+
+def _class_names(
+    data: DataConfig, num_classes: int, known: Sequence[str] | None, of: str
+) -> Sequence[str] | None:
+    """Class names in label order: those of ``data.class_names``, which must be the known ones.
+
+    Raises:
+        ConfigError: the file has another number or another order of names.
+    """
+    if data.class_names is None:
+        return known
+    names = read_class_names(Path(data.class_names))
+    if len(names) != num_classes:
+        raise ConfigError(
+            f"data.class_names={data.class_names}: has {len(names)} names and model.num_classes is "
+            f"{num_classes}"
+        )
+    if known is not None and tuple(known) != names:
+        differing = [i for i, pair in enumerate(zip(known, names, strict=True)) if len({*pair}) > 1]
+        shown = "; ".join(
+            f"label {i} is {known[i]!r} there and {names[i]!r} here" for i in differing[:3]
+        )
+        raise ConfigError(
+            f"data.class_names={data.class_names}: its label order contradicts {of}: {shown}"
+            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; use labels in the "
+            "order of the weights"
+        )
+    return names
+
+
+def video_opener(data: DataConfig, key: str) -> VideoOpener:
+    """What opens the videos of ``data.<key>``: by their packet index where there is one.
+
+    Raises:
+        ConfigError: ``data.index`` names a file that is not there.
+    """
+    if data.index == "never":
+        return VideoOpener(data.reader)
+    path = index_path(list_source(data, key)) if data.index == "auto" else Path(data.index)
+    if data.index != "auto" and not path.is_file():
+        raise ConfigError(
+            f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
+        )
+    return VideoOpener(data.reader, path if path.is_file() else None)
+
+
+def list_source(data: DataConfig, key: str) -> str:
+    """The value of ``data.train``, ``data.val`` or ``data.test``."""
+    return {"train": data.train, "val": data.val, "test": data.test}[key]
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The weight file that a run folder or a file's name stands for.
+
+    The paper tests the network at the end of its schedule, so a run folder stands for its last
+    checkpoint, not for the best one, which was chosen on the validation set.
+
+    Raises:
+        WeightError: the folder is no run, or has no checkpoint yet.
+    """
+    if not path.is_dir():
+        return path
+    folder = RunFolder(path)
+    if not folder.last.exists():
+        raise WeightError(
+            f"{path}: a folder without {folder.last.relative_to(path)}; "
+            "name a run folder that has a checkpoint, or a weight file"
+        )
+    return folder.last
 
 
 def input_scale(

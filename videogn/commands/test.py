@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from videogn.commands.launching import launch, must_launch
-from videogn.commands.setup import build_model, input_scale, list_of, spec_of
+from videogn.commands.setup import (
+    build_model,
+    checkpoint_file,
+    input_scale,
+    list_of,
+    spec_of,
+    video_opener,
+)
 from videogn.config import Config, LoadedConfig, load_config, to_tree
 from videogn.data.annotations import VideoList
 from videogn.data.dataset import TestDataset
@@ -20,7 +27,8 @@ from videogn.distributed import World, gather_over_ranks, joined_world
 from videogn.engine.evaluator import EvalResult, VideoScore, accuracy, collect, score_videos
 from videogn.engine.results import RESULTS, check_test_folder, write_results
 from videogn.engine.runs import RunFolder
-from videogn.errors import RunError, WeightError
+from videogn.errors import RunError
+from videogn.models.spec import class_names_sha256
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
 
 PROGRESS_SECONDS = 10.0
@@ -85,7 +93,9 @@ def prepare(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Prepare
     weights = read_weights(file)
     check_spec(spec_of(config.model), weights)
     mean, std = input_scale(loaded, weights.info, str(file))
-    videos = list_of(config.data, "test", config.model.num_classes, weights.info.class_names)
+    videos = list_of(
+        config.data, "test", config.model.num_classes, weights.info.class_names, str(file)
+    )
     prepared = Prepared(
         config=config,
         videos=videos,
@@ -98,26 +108,6 @@ def prepare(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Prepare
     )
     check_test_folder(prepared.folder, describe(prepared, world_size=1))
     return prepared
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The weight file that a run folder or a file's name stands for.
-
-    The paper tests the network at the end of its schedule, so a run folder stands for its last
-    checkpoint, not for the best one, which was chosen on the validation set.
-
-    Raises:
-        WeightError: the folder is no run, or has no checkpoint yet.
-    """
-    if not path.is_dir():
-        return path
-    folder = RunFolder(path)
-    if not folder.last.exists():
-        raise WeightError(
-            f"{path}: a folder without {folder.last.relative_to(path)}; "
-            "name a run folder that has a checkpoint, or a weight file"
-        )
-    return folder.last
 
 
 def default_folder(file: Path, config: Config) -> Path:
@@ -133,6 +123,7 @@ def default_folder(file: Path, config: Config) -> Path:
 def describe(prepared: Prepared, world_size: int) -> dict[str, Any]:
     """What was tested and how, as it stands in ``results.json``."""
     config, records = prepared.config, prepared.videos.records
+    names = prepared.videos.class_names
     listed = "".join(f"{record.name} {record.label}\n" for record in records)
     return {
         "protocol": config.test.protocol,
@@ -147,6 +138,7 @@ def describe(prepared: Prepared, world_size: int) -> dict[str, Any]:
         "std": list(prepared.std),
         "list": prepared.videos.source,
         "list_sha256": hashlib.sha256(listed.encode()).hexdigest(),
+        "class_names_sha256": None if names is None else class_names_sha256(names),
         "checkpoint": str(prepared.checkpoint),
         "checkpoint_sha256": prepared.weights.sha256,
         "weights": prepared.which,
@@ -198,7 +190,7 @@ def _score_shard(prepared: Prepared, world: World) -> Iterator[VideoScore]:
         protocol=config.test.protocol,
         short_side=config.clip.short_side_min,
         crop_size=config.clip.crop_size,
-        reader=config.data.reader,
+        open_video=video_opener(config.data, "test"),
     )
     shard = world.shard(len(prepared.videos.records))
     return score_videos(

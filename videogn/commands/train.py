@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 
 from videogn.commands.launching import launch, must_launch
-from videogn.commands.setup import build_model, check_network, input_scale, list_of, spec_of
+from videogn.commands.setup import (
+    build_model,
+    check_network,
+    input_scale,
+    list_of,
+    spec_of,
+    video_opener,
+)
 from videogn.config import Config, LoadedConfig, load_config
 from videogn.data.annotations import VideoList, VideoRecord
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
@@ -209,8 +216,8 @@ def _triple(values: tuple[float, float, float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def random_clips(config: Config) -> RandomClips:
-    """How a config's training and validation clips are drawn."""
+def random_clips(config: Config, key: str) -> RandomClips:
+    """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
     clip = config.clip
     return RandomClips(
         num_frames=clip.num_frames,
@@ -219,7 +226,7 @@ def random_clips(config: Config) -> RandomClips:
         short_side_max=clip.short_side_max,
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
-        reader=config.data.reader,
+        open_video=video_opener(config.data, key),
     )
 
 
@@ -235,7 +242,7 @@ def _train_loader(
         first_step=first_step,
         last_step=prepared.plan.iterations,
     )
-    dataset = TrainDataset(prepared.train_list.records, random_clips(config), config.seed)
+    dataset = TrainDataset(prepared.train_list.records, random_clips(config, "train"), config.seed)
     return iter(build_train_loader(dataset, batches, config.data.num_workers))
 
 
@@ -243,7 +250,7 @@ def _validation(prepared: Prepared, run: Run) -> Callable[[], Validation] | None
     if prepared.val_list is None:
         return None
     config = prepared.config
-    dataset = ValDataset(prepared.val_list.records, random_clips(config), config.seed)
+    dataset = ValDataset(prepared.val_list.records, random_clips(config, "val"), config.seed)
     loader = build_val_loader(
         dataset,
         run.world.shard(len(prepared.val_list.records)),

@@ -19,6 +19,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 MAX_FAULTS = 20
+ANY_LABEL = 10**18
+"""More classes than any list has: its labels are not asked for."""
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -80,6 +82,88 @@ def read_videos(
     if not videos.records:
         raise AnnotationError(f"{source}: names no video")
     return videos
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Class names in label order, one per line.
+
+    Raises:
+        AnnotationError: the file cannot be read, or a name is empty or stands twice.
+    """
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise AnnotationError(f"{path}: cannot read the class names: {reason}") from error
+    if not names:
+        raise AnnotationError(f"{path}: no class names; write one per line")
+    faults = [
+        f"{path}:{number}: {'empty' if not name else f'{name!r} stands twice'}"
+        for number, name in enumerate(names, 1)
+        if not name or name in names[: number - 1]
+    ]
+    if faults:
+        raise AnnotationError("\n".join(faults))
+    return names
+
+
+def video_paths(source: str, root: str | None = None) -> list[str]:
+    """Files of a list, tree or csv, whatever their labels mean.
+
+    Raises:
+        AnnotationError: as :func:`read_videos` does.
+    """
+    path = Path(source)
+    names: Sequence[str] | None = None
+    if path.is_dir():
+        names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    elif path.is_file() and _is_kinetics_csv(text := _read_text(path)):
+        rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+        names = sorted({row["label"] for row in rows if row.get("label")})
+    num_classes = len(names) if names is not None else ANY_LABEL
+    videos = read_videos(source, num_classes=num_classes, root=root, class_names=names)
+    return [record.path for record in videos.records]
+
+
+def check_label_order(videos: VideoList, names: Sequence[str], of: str) -> None:
+    """Refuse a list whose labels mean other classes than its folders say.
+
+    Paths such as ``abseiling/x.mp4`` name a class; where most of those that do contradict their
+    label, the list was made for another order.
+
+    Args:
+        names: in label order.
+        of: whose order it is, for the message.
+
+    Raises:
+        AnnotationError: with the first contradictions.
+    """
+    known = {_normalised(name) for name in names}
+    told = [(r, _normalised(Path(r.name).parent.name)) for r in videos.records]
+    told = [(record, folder) for record, folder in told if folder in known]
+    wrong = [(r, folder) for r, folder in told if _normalised(names[r.label]) != folder]
+    if not wrong or 2 * len(wrong) < len(told):
+        if wrong:
+            logger.warning("%s: %s", videos.source, _label_fault(wrong, names, of))
+        return
+    raise AnnotationError(
+        f"{videos.source}: its labels are in another order: {_label_fault(wrong, names, of)}; "
+        "use a list made for that order"
+    )
+
+
+def _label_fault(wrong: Sequence[tuple[VideoRecord, str]], names: Sequence[str], of: str) -> str:
+    shown = "; ".join(
+        f"{record.name!r} has label {record.label}, which is {names[record.label]!r} in {of}"
+        for record, _ in wrong[:3]
+    )
+    rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return f"{shown}{rest}"
+
+
+def _normalised(name: str) -> str:
+    """A class name as folders have it: without case, underscores for blanks."""
+    return "_".join(name.lower().replace("_", " ").split())
 
 
 def _read(

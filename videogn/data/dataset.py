@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videogn.data.annotations import VideoRecord
-from videogn.data.decode import READERS, VideoReader
+from videogn.data.decode import VideoReader
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.transforms import (
     augment,
@@ -74,7 +74,7 @@ class RandomClips:
         short_side_max: int,
         crop_size: int,
         flip_probability: float,
-        reader: str,
+        open_video: Callable[[str], VideoReader],
     ) -> None:
         self.num_frames = num_frames
         self.frame_stride = frame_stride
@@ -82,7 +82,7 @@ class RandomClips:
         self.short_side_max = short_side_max
         self.crop_size = crop_size
         self.flip_probability = flip_probability
-        self.reader = reader
+        self.open_video = open_video
 
     def read(self, path: str, rng: np.random.Generator) -> Tensor:
         """A clip (C, T, crop_size, crop_size) uint8 that ``rng`` decides.
@@ -91,7 +91,7 @@ class RandomClips:
             DecodeError: the video cannot be read.
         """
         with _memory_errors_named(path):
-            video = READERS[self.reader](path)
+            video = self.open_video(path)
             indices = random_clip(video.num_frames, self.num_frames, self.frame_stride, rng)
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
@@ -178,7 +178,7 @@ class TestDataset(Dataset[VideoViews]):
         protocol: str,
         short_side: int,
         crop_size: int,
-        reader: str,
+        open_video: Callable[[str], VideoReader],
     ) -> None:
         self._records = records
         self._num_frames = num_frames
@@ -188,7 +188,7 @@ class TestDataset(Dataset[VideoViews]):
         self._protocol = protocol
         self._short_side = short_side
         self._crop_size = crop_size
-        self._reader = reader
+        self._open_video = open_video
 
     def __len__(self) -> int:
         return len(self._records)
@@ -202,7 +202,7 @@ class TestDataset(Dataset[VideoViews]):
             return VideoViews(index, None, error.reason)
 
     def _read_views(self, path: str) -> Tensor:
-        video = READERS[self._reader](path)
+        video = self._open_video(path)
         clips = uniform_clips(
             video.num_frames, self._num_frames, self._frame_stride, self._num_clips
         )

@@ -86,12 +86,11 @@ class PyAVReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._kept: list[av.VideoFrame] | None = []
-        self._converter = _RgbConverter()
+        self._converter: RgbConverter | None = None
         self.num_frames = 0
         kept_bytes = 0
         for frame in _decode(path):
-            if self.num_frames == 0:
-                self._converter.take_shape(frame)
+            self._converter = self._converter or RgbConverter.like(frame)
             self.num_frames += 1
             kept_bytes += _bytes_of(frame)
             if kept_bytes > KEPT_BYTES:
@@ -101,13 +100,14 @@ class PyAVReader:
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
-        return _gather(self, indices)
+        return gather(self, indices)
 
     def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = _checked_indices(self, indices)
+        rising = checked_indices(self, indices)
         for frame in self._pick(rising):
-            with _errors_named(self._path, lambda: "while converting a frame"):
+            with errors_named(self._path, lambda: "while converting a frame"):
+                assert self._converter is not None  # there is a frame
                 image = self._converter(frame)
             yield image
 
@@ -154,11 +154,11 @@ class DecordReader:
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
-        return _gather(self, indices)
+        return gather(self, indices)
 
     def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = _checked_indices(self, indices)
+        rising = checked_indices(self, indices)
         for start in range(0, len(rising), DECORD_BATCH):
             with _decord_errors_named(self._path):
                 batch = self._reader.get_batch(rising[start : start + DECORD_BATCH]).asnumpy()
@@ -169,13 +169,18 @@ READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord"
 """Value of ``data.reader`` -> what opens a file."""
 
 
-def _gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
+def gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
     """Frames in any order and as often as asked, each read once."""
     unique, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
     return np.stack(list(video.images(unique)))[places]
 
 
-def _checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
+def checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
+    """Indices as a list.
+
+    Raises:
+        IndexError: they do not rise strictly, or leave the video.
+    """
     rising = [int(index) for index in indices]
     inside = bool(rising) and rising[0] >= 0 and rising[-1] < video.num_frames
     if not inside or any(a >= b for a, b in pairwise(rising)):
@@ -190,9 +195,9 @@ def _decode(path: str) -> Iterator[av.VideoFrame]:
         DecodeError: anything is wrong with the file, also when only its end is missing.
     """
     count = 0
-    with _errors_named(path, lambda: f"after {count} frames"), _opened(path) as container:
-        stream = _best_stream(path, container)
-        evidence = _Evidence(path, container, stream)
+    with errors_named(path, lambda: f"after {count} frames"), opened(path) as container:
+        stream = best_stream(path, container)
+        evidence = Evidence(path, container, stream)
         for packet in container.demux(stream):
             evidence.see_packet(packet)
             for frame in packet.decode():
@@ -203,7 +208,12 @@ def _decode(path: str) -> Iterator[av.VideoFrame]:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def opened(path: str) -> Iterator[Any]:
+    """The container, opened under the rules at the top of this file.
+
+    Raises:
+        DecodeError: there is no regular file; what PyAV raises over others passes through.
+    """
     _check_regular_file(path)
     # An absolute path cannot be taken for a "scheme:".
     with av.open(
@@ -228,7 +238,12 @@ def _check_regular_file(path: str) -> None:
         raise DecodeError(path, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
 
-def _best_stream(path: str, container: Any) -> Any:
+def best_stream(path: str, container: Any) -> Any:
+    """The video stream that ffmpeg calls best, ready to decode in one thread.
+
+    Raises:
+        DecodeError: there is none, or its pictures are too large.
+    """
     stream = container.streams.best("video")
     # The cover picture of a song counts as a stream of one frame.
     if stream is None or stream.disposition & Disposition.attached_pic:
@@ -243,7 +258,7 @@ def _best_stream(path: str, container: Any) -> Any:
     return stream
 
 
-class _Evidence:
+class Evidence:
     """Signs that a file was cut off or overwritten, gathered while it is decoded.
 
     Found on real files cut at many places: a Matroska or WebM file is shorter than its segment
@@ -333,25 +348,30 @@ def _ebml_number(data: bytes, start: int) -> tuple[int | None, int]:
     return (None if value == (1 << 7 * width) - 1 else value), width
 
 
-class _RgbConverter:
+class RgbConverter:
     """Frames as upright RGB images, all of the size and rotation of the video's first."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, height: int, quarters: int) -> None:
         # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
         self._reformatter = VideoReformatter()
-        self._width = self._height = self._quarters = 0
+        self._width, self._height, self._quarters = width, height, quarters
 
-    def take_shape(self, frame: av.VideoFrame) -> None:
-        """Remember what a video's first frame looks like."""
-        self._width, self._height = frame.width, frame.height
-        # The tag is the counter-clockwise angle at which the picture has to be shown.
-        self._quarters = round(frame.rotation / 90) % 4
+    @classmethod
+    def like(cls, frame: av.VideoFrame) -> "RgbConverter":
+        """One for the video whose first frame is given."""
+        return cls(frame.width, frame.height, quarter_turns(frame))
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """A frame as (H, W, 3) uint8."""
         converted = self._reformatter.reformat(
             frame, width=self._width, height=self._height, format="rgb24", threads=1
         )
         return np.rot90(converted.to_ndarray(), self._quarters)
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that set a frame upright, by its rotation tag."""
+    return round(frame.rotation / 90) % 4
 
 
 def _bytes_of(frame: av.VideoFrame) -> int:
@@ -359,7 +379,7 @@ def _bytes_of(frame: av.VideoFrame) -> int:
 
 
 @contextmanager
-def _errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
+def errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
     """Turn whatever a bad file makes PyAV raise into one error with the path."""
     try:
         yield

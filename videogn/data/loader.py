@@ -217,11 +217,11 @@ def _worker_options(num_workers: int, persistent: bool) -> dict[str, Any]:
         "persistent_workers": persistent,
         "prefetch_factor": 2,
         "worker_init_fn": prepare_worker,
-        "multiprocessing_context": _context(),
+        "multiprocessing_context": worker_context(),
     }
 
 
-def _context() -> BaseContext:
+def worker_context() -> BaseContext:
     """How workers are started.
 
     A forked child of a process with CUDA, NCCL or gloo threads may hang; a spawned one imports

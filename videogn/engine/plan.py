@@ -171,13 +171,35 @@ def probe_memory(
         clips: (B, C, T, H, W) float32, on the device of ``model``.
         processes_on_device: processes that share the device's memory (CPU ranks do).
     """
-    kept: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return MemoryPlan(
+        state_bytes=state_bytes(model),
+        clip_bytes=kept_bytes(model, clips) // len(clips),
+        available_bytes=available_bytes(clips.device) // processes_on_device,
+        clips_per_gpu=clips_per_gpu,
+    )
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Weights, and gradients and momentum of those that are trained."""
+    return sum(
+        p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters()
+    )
+
+
+def kept_bytes(model: nn.Module, clips: Tensor) -> int:
+    """What the forward pass of a training step keeps for the backward pass.
+
+    Args:
+        clips: (B, C, T, H, W) float32; on the meta device nothing is computed or kept.
+    """
+    # By the storage's own identity: on the meta device every address is 0.
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
         return tensor
 
     model.train()
@@ -185,13 +207,7 @@ def probe_memory(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = F.cross_entropy(model(clips), labels)
     del loss
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return MemoryPlan(
-        state_bytes=3 * weights,
-        clip_bytes=sum(kept.values()) // len(clips),
-        available_bytes=available_bytes(clips.device) // processes_on_device,
-        clips_per_gpu=clips_per_gpu,
-    )
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def available_bytes(device: torch.device) -> int:

@@ -8,6 +8,8 @@ from videogn.errors import UserError
 from videogn.models.i3d import i3d
 from videogn.models.resnet2d import resnet50
 from videogn.models.spec import ARCHITECTURES, NetworkSpec
+from videogn.models.vgg2d import vgg16
+from videogn.models.zoo import zoo_network
 
 
 def build_network(spec: NetworkSpec) -> nn.Module:
@@ -50,8 +52,39 @@ def _build_resnet2d(spec: NetworkSpec) -> nn.Module:
     )
 
 
+def _build_vgg2d(spec: NetworkSpec) -> nn.Module:
+    return vgg16(
+        norm=spec.norm,
+        num_groups=spec.num_groups,
+        channels_per_group=spec.channels_per_group,
+        num_classes=spec.num_classes,
+        width=spec.width,
+        depths=spec.depths,
+        dropout=spec.dropout,
+    )
+
+
+def _build_zoo(spec: NetworkSpec) -> nn.Module:
+    own = ARCHITECTURES[spec.arch]
+    if (spec.width, spec.depths) != (own.width, own.depths):
+        raise UserError(
+            f"model.arch={spec.arch} is pytorchvideo's, of width {own.width} and depths "
+            f"{','.join(map(str, own.depths))}; leave model.width and model.depths out"
+        )
+    return zoo_network(
+        spec.arch,
+        norm=spec.norm,
+        num_groups=spec.num_groups,
+        channels_per_group=spec.channels_per_group,
+        num_classes=spec.num_classes,
+        dropout=spec.dropout,
+    )
+
+
 FAMILIES: dict[str, Callable[[NetworkSpec], nn.Module]] = {
     "i3d": _build_i3d,
     "resnet2d": _build_resnet2d,
+    "vgg2d": _build_vgg2d,
+    "zoo": _build_zoo,
 }
 """Family -> builder."""

@@ -6,7 +6,8 @@ classifier. Built from pytorchvideo's parts under pytorchvideo's parameter names
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,9 +235,11 @@ def i3d(
         depths: residual blocks of each stage.
 
     Raises:
-        UserError: there is no such inflation, norm or layout, or the groups do not divide the
-            channels.
+        UserError: there is no such inflation, norm or layout, the groups do not divide the
+            channels, or there are more than four stages.
     """
+    if len(depths) > 4:
+        raise UserError(f"model.depths={list(depths)}: I3D and C2D have at most 4 stages")
     if inflation not in INFLATIONS:
         raise UserError(
             f"inflation {inflation!r}: there is none of that name; "
@@ -247,7 +250,7 @@ def i3d(
             f"model.layout={layout!r}: no such layout; choose from {', '.join(LAYOUTS)}"
         )
     table, kernels = LAYOUTS[layout], INFLATIONS[inflation]
-    norm_layer = _with_pytorchvideo_arguments(make_norm(norm, num_groups, channels_per_group))
+    norm_layer = with_pytorchvideo_arguments(make_norm(norm, num_groups, channels_per_group))
     blocks: list[nn.Module] = [_stem(table, kernels.stem, width, norm_layer)]
     for stage, depth in enumerate(depths):
         blocks.append(_stage(stage, temporal_kernels(kernels, stage, depth), width, norm_layer))
@@ -301,20 +304,26 @@ def _size_after_pools(layout: Layout, size: int, axis: int, stem_kernel: int) ->
 
 def _pytorchvideo() -> Any:
     """pytorchvideo's builders, which take seconds to import: a wrong config is told before that."""
-    with warnings.catch_warnings():
-        # fvcore, which pytorchvideo imports, scripts a function that nothing here uses.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+    with without_scripting_warning():
         from pytorchvideo.models import resnet
     return resnet
+
+
+@contextmanager
+def without_scripting_warning() -> Iterator[None]:
+    """Imports of pytorchvideo: fvcore, which it imports, scripts a function nothing here uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        yield
 
 
 PytorchvideoNorm = Callable[..., nn.Module]
 
 
-def _with_pytorchvideo_arguments(factory: NormFactory) -> PytorchvideoNorm:
+def with_pytorchvideo_arguments(factory: NormFactory) -> PytorchvideoNorm:
     """A factory that may be called as pytorchvideo calls BatchNorm3d."""
 
-    def norm(num_features: int, eps: float, momentum: float) -> nn.Module:
+    def norm(num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> nn.Module:
         # eps and momentum are pytorchvideo's defaults, which our own norms have in any case.
         return factory(num_features)
 

@@ -4,7 +4,6 @@ A kernel (O, I, H, W) becomes (O, I, t, H, W). Everything else is copied as it i
 running statistics are per channel in 2D and 3D alike.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from torch import Tensor
 from videogn.errors import WeightError
 from videogn.models.build import build_network
 from videogn.models.initialise import CLASSIFIER_STD
-from videogn.models.sources import COUNTER, Source2D
-from videogn.models.spec import NetworkSpec
+from videogn.models.names import PYTORCHVIDEO
+from videogn.models.sources import AFFINE, BATCH, COUNTER, GROUP, NONE, Source, as_2d
+from videogn.models.spec import ARCHITECTURES, NetworkSpec
 from videogn.models.weights import few
 
 CLASSIFIER_SEED = 0
@@ -50,7 +50,7 @@ class InflationReport:
 
 
 def inflate_state_dict(
-    source: Source2D,
+    source: Source,
     spec: NetworkSpec,
     temporal_init: str,
     class_names: tuple[str, ...] | None = None,
@@ -58,18 +58,20 @@ def inflate_state_dict(
     """State dict of the video network ``spec`` from a 2D network's.
 
     Args:
+        source: 2D weights, or 3D ones whose kernels all have one time step.
         temporal_init: a key of :data:`TEMPORAL_INITS`.
         class_names: names of the wanted classes. The classifier is kept where the number of
             classes is the same and no names are known to differ.
 
     Raises:
-        WeightError: the source is of another network, or a tensor is missing, left over or of
-            the wrong shape: never half of the weights.
+        WeightError: the source is of another network, or a tensor is missing or left over:
+            never half of the weights.
     """
     if temporal_init not in TEMPORAL_INITS:
         raise WeightError(
             f"temporal init {temporal_init!r} is unknown; choose from {', '.join(TEMPORAL_INITS)}"
         )
+    source = as_2d(source)
     _refuse_other_network(source, spec)
     with torch.device("meta"):
         wanted = build_network(spec).state_dict()
@@ -80,12 +82,13 @@ def inflate_state_dict(
     inflate = TEMPORAL_INITS[temporal_init]
     state = dict(fresh)
     for name, name_2d in pairs.items():
-        state[name] = _fit(source, name_2d, wanted[name], inflate)
+        tensor, steps = source.state[name_2d], wanted[name].shape[2:3]
+        state[name] = inflate(tensor, *steps) if steps else tensor.clone()
     return {name: state[name] for name in wanted}, report
 
 
 def keeps_classifier(
-    source: Source2D, spec: NetworkSpec, class_names: tuple[str, ...] | None
+    source: Source, spec: NetworkSpec, class_names: tuple[str, ...] | None
 ) -> bool:
     """Whether the source's classifier is one of the wanted classes, as far as is known."""
     renamed = None not in (class_names, source.class_names) and class_names != source.class_names
@@ -93,39 +96,18 @@ def keeps_classifier(
 
 
 def source_name(name: str) -> str:
-    """Torchvision's name of a parameter of the video network.
+    """Plain name of a parameter of the video network.
 
     >>> source_name("blocks.4.res_blocks.2.branch2.norm_b.weight")
     'layer3.2.bn2.weight'
+
+    Raises:
+        ValueError: the video network has none of that name.
     """
-    for pattern, replace in NAMES:
-        if found := re.fullmatch(pattern, name):
-            return replace(found)
-    raise ValueError(f"no 2D name for {name!r}")
-
-
-def _layer(block: str) -> str:
-    """``layer1`` to ``layer4`` are blocks 1, 3, 4, 5; block 2 is the temporal pool."""
-    return f"layer{1 if block == '1' else int(block) - 1}"
-
-
-NAMES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
-    (r"blocks\.0\.conv\.(\w+)", lambda m: f"conv1.{m[1]}"),
-    (r"blocks\.0\.norm\.(\w+)", lambda m: f"bn1.{m[1]}"),
-    (
-        r"blocks\.(\d)\.res_blocks\.(\d+)\.branch2\.(conv|norm)_([abc])\.(\w+)",
-        lambda m: (
-            f"{_layer(m[1])}.{m[2]}.{'conv' if m[3] == 'conv' else 'bn'}"
-            f"{'abc'.index(m[4]) + 1}.{m[5]}"
-        ),
-    ),
-    (
-        r"blocks\.(\d)\.res_blocks\.(\d+)\.branch1_(conv|norm)\.(\w+)",
-        lambda m: f"{_layer(m[1])}.{m[2]}.downsample.{0 if m[3] == 'conv' else 1}.{m[4]}",
-    ),
-    (r"blocks\.\d\.proj\.(\w+)", lambda m: f"fc.{m[1]}"),
-)
-"""Pattern of a name in the video network -> torchvision's name."""
+    plain = PYTORCHVIDEO.to_plain(name)
+    if plain is None:
+        raise ValueError(f"no 2D name for {name!r}")
+    return plain
 
 
 def inflate_mean(kernel: Tensor, num_steps: int) -> Tensor:
@@ -147,23 +129,30 @@ TEMPORAL_INITS: dict[str, Callable[[Tensor, int], Tensor]] = {
 """Name -> how a 2D kernel becomes one of t time steps."""
 
 
-def _refuse_other_network(source: Source2D, spec: NetworkSpec) -> None:
-    if spec.arch != "i3d_r50":
-        raise WeightError(f"model.arch={spec.arch!r} is not inflated; choose i3d_r50")
-    if source.norm != spec.norm:
-        reason = {
-            "bn": "the weights have BN's running statistics: ImageNet BN weights cannot be reused "
-            "for a GN net, whose layers normalise otherwise",
-            "gn": "the weights have no running statistics, which a BN net needs",
-        }[source.norm]
+NORM_REASONS = {
+    BATCH: "the weights have BN's running statistics: ImageNet BN weights cannot be reused for a "
+    "net of norm {wanted}, which normalises otherwise",
+    AFFINE: "its batch norms are folded into a scale and a shift per channel, with nothing left "
+    "to train as {wanted}",
+    GROUP: "the weights have gamma and beta but no running statistics, which {wanted} needs",
+    NONE: "the weights have no norm layers, and {wanted} has",
+}
+"""Norm family of a source -> why it is of no other norms."""
+
+
+def _refuse_other_network(source: Source, spec: NetworkSpec) -> None:
+    if spec.family != "i3d":
+        videos = [name for name, each in ARCHITECTURES.items() if each.family == "i3d"]
         raise WeightError(
-            f"{source.path}: is a {source.norm.upper()} network and --norm {spec.norm} is wanted; "
-            f"{reason}. Give --norm {source.norm}, or 2D weights trained with {spec.norm.upper()}"
+            f"--arch {spec.arch}: 2D weights are not inflated into it; choose from "
+            f"{', '.join(videos)}"
         )
+    _refuse_other_norm(source, spec)
     if source.depths != spec.depths:
-        found, wanted = (",".join(map(str, depths)) for depths in (source.depths, spec.depths))
+        found, wanted = (_numbers(depths) for depths in (source.depths, spec.depths))
         raise WeightError(
-            f"{source.path}: has depths {found} and {wanted} is wanted; give --depths {found}"
+            f"{source.path}: has depths {found} and {wanted} is wanted; "
+            f"give {_arch_of(spec, source.depths)}--depths {found}"
         )
     if source.width != spec.width:
         raise WeightError(
@@ -174,19 +163,51 @@ def _refuse_other_network(source: Source2D, spec: NetworkSpec) -> None:
         _refuse_other_groups(source, source.spec, spec)
 
 
-def _refuse_other_groups(source: Source2D, described: NetworkSpec, spec: NetworkSpec) -> None:
+def _refuse_other_norm(source: Source, spec: NetworkSpec) -> None:
+    norms = (source.spec.norm,) if source.spec else source.norms
+    if source.norm_family in (BATCH, AFFINE):
+        norms = source.norms  # one set of weights, however it is trained
+    if spec.norm in norms:
+        return
+    reason = NORM_REASONS[source.norm_family].format(wanted=spec.norm)
+    if source.spec and spec.norm in source.norms:
+        reason = "it was trained so"
+    elif source.norm_family == GROUP and spec.norm == "none":
+        reason = "the weights have gamma and beta, for which a net without norms has no place"
+    fitting = " or ".join(norms)
+    raise WeightError(
+        f"{source.path}: has weights of {fitting} and --norm {spec.norm} is wanted; {reason}. "
+        f"Give --norm {fitting}, or 2D weights trained with {spec.norm}"
+    )
+
+
+def _arch_of(spec: NetworkSpec, depths: tuple[int, ...]) -> str:
+    """The flag of the architecture like ``spec``'s that has other depths, where there is one."""
+    inflation = ARCHITECTURES[spec.arch].inflation
+    for name, each in ARCHITECTURES.items():
+        if (each.family, each.inflation, each.depths) == (spec.family, inflation, depths):
+            return f"--arch {name} or "
+    return ""
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def _refuse_other_groups(source: Source, described: NetworkSpec, spec: NetworkSpec) -> None:
     differences = described.differences(spec)
     for key in ("num_groups", "channels_per_group"):
         if key in differences:
             found, wanted = differences[key]
+            flag = f"--{key.replace('_', '-')}"
+            remedy = f"give {flag} {found}" if found is not None else f"leave {flag} out"
             raise WeightError(
-                f"{source.path}: was trained with {key} {found} and {wanted} is wanted; "
-                f"give the same --{key.replace('_', '-')}"
+                f"{source.path}: was trained with {key} {found} and {wanted} is wanted; {remedy}"
             )
 
 
 def _fresh_values(
-    source: Source2D, wanted: Mapping[str, Tensor], keep_classifier: bool
+    source: Source, wanted: Mapping[str, Tensor], keep_classifier: bool
 ) -> dict[str, Tensor]:
     """Values that do not come from the source: a new classifier, and counters it never had."""
     fresh = {
@@ -205,7 +226,7 @@ def _fresh_values(
 
 
 def _report(
-    source: Source2D,
+    source: Source,
     wanted: Mapping[str, Tensor],
     fresh: Mapping[str, Tensor],
     pairs: Mapping[str, str],
@@ -213,7 +234,9 @@ def _report(
     present = [name for name, name_2d in pairs.items() if name_2d in source.state]
     inflated = [name for name in present if wanted[name].ndim == 5 and wanted[name].shape[2] > 1]
     unused = [name for name in source.state if name not in pairs.values()]
-    skipped = [name for name in unused if name in {source_name(other) for other in fresh}]
+    replaced = {source_name(other) for other in fresh}
+    # Frozen norms count no batches.
+    skipped = [name for name in unused if name in replaced or name.endswith(COUNTER)]
     return InflationReport(
         loaded=tuple(name for name in present if name not in inflated),
         inflated=tuple(inflated),
@@ -224,7 +247,7 @@ def _report(
     )
 
 
-def _refuse_half_a_load(source: Source2D, report: InflationReport) -> None:
+def _refuse_half_a_load(source: Source, report: InflationReport) -> None:
     faults = []
     if report.missing:
         faults.append(f"{len(report.missing)} missing: {few(report.missing)}")
@@ -235,17 +258,3 @@ def _refuse_half_a_load(source: Source2D, report: InflationReport) -> None:
             f"{source.path}: its tensors are not those of a plain ResNet; {'; '.join(faults)}; "
             "nothing was loaded"
         )
-
-
-def _fit(
-    source: Source2D, name_2d: str, wanted: Tensor, inflate: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """One tensor of the source in the shape the video network wants."""
-    tensor = source.state[name_2d]
-    shape = wanted.shape if wanted.ndim != 5 else wanted.shape[:2] + wanted.shape[3:]
-    if tensor.shape != shape:
-        raise WeightError(
-            f"{source.path}: {name_2d} is {tuple(tensor.shape)} and {tuple(shape)} is wanted; "
-            "give a plain ResNet"
-        )
-    return inflate(tensor, wanted.shape[2]) if wanted.ndim == 5 else tensor.clone()

@@ -38,8 +38,8 @@ class NameTable:
         conv: template of a block's kernels.
         shortcut: template of a shortcut's kernel.
         classifier: template of the last layer.
-        bn: templates of batch norms.
-        gn: templates of the norms without running statistics; the same where names do not tell.
+        bn: templates of batch norms, and of the others where ``gn`` is None.
+        gn: templates of the norms without running statistics, where they are named otherwise.
         kernel_parameters: plain parameter -> its name on convolutions and the classifier.
         norm_parameters: plain parameter -> its name on norm layers.
         prefix: stands before the names of everything but the classifier; optional in reading.
@@ -51,7 +51,7 @@ class NameTable:
     shortcut: str
     classifier: str
     bn: NormNames
-    gn: NormNames
+    gn: NormNames | None = None
     kernel_parameters: Mapping[str, str] = field(
         default_factory=lambda: {"weight": "weight", "bias": "bias"}
     )
@@ -67,7 +67,7 @@ class NameTable:
         Raises:
             ValueError: it is no plain name of a ResNet.
         """
-        norms = self.bn if batch_norm else self.gn
+        norms = self.bn if batch_norm or self.gn is None else self.gn
         for pattern, template in (
             (r"conv1\.(?P<p>\w+)", self.conv1),
             (r"bn1\.(?P<p>\w+)", norms.stem),
@@ -105,7 +105,7 @@ class NameTable:
             (self.conv, "layer{stage}.{block}.conv{i}.{p}", kernels),
             (self.shortcut, "layer{stage}.{block}.downsample.0.{p}", kernels),
         ]
-        for names in (self.bn, self.gn):
+        for names in (self.bn, *((self.gn,) if self.gn else ())):
             rows += [
                 (names.stem, "bn1.{p}", norms),
                 (names.block, "layer{stage}.{block}.bn{i}.{p}", norms),
@@ -169,12 +169,6 @@ def _pattern(template: str, parameters: Mapping[str, str]) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def _same(stem: str, block: str, shortcut: str) -> dict[str, NormNames]:
-    """Norm names that do not tell which norm it is."""
-    names = NormNames(stem, block, shortcut)
-    return {"bn": names, "gn": names}
-
-
 CAFFE2_KERNELS = {"weight": "w", "bias": "b"}
 CAFFE2_NORMS = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
 """``riv`` holds the variance, although the name says its inverse."""
@@ -184,7 +178,9 @@ PLAIN = NameTable(
     conv="layer{stage}.{block}.conv{i}.{p}",
     shortcut="layer{stage}.{block}.downsample.0.{p}",
     classifier="fc.{p}",
-    **_same("bn1.{p}", "layer{stage}.{block}.bn{i}.{p}", "layer{stage}.{block}.downsample.1.{p}"),
+    bn=NormNames(
+        "bn1.{p}", "layer{stage}.{block}.bn{i}.{p}", "layer{stage}.{block}.downsample.1.{p}"
+    ),
 )
 """torchvision and timm."""
 
@@ -193,7 +189,7 @@ PYTORCHVIDEO = NameTable(
     conv="blocks.{video}.res_blocks.{block}.branch2.conv_{abc}.{p}",
     shortcut="blocks.{video}.res_blocks.{block}.branch1_conv.{p}",
     classifier="blocks.6.proj.{p}",
-    **_same(
+    bn=NormNames(
         "blocks.0.norm.{p}",
         "blocks.{video}.res_blocks.{block}.branch2.norm_{abc}.{p}",
         "blocks.{video}.res_blocks.{block}.branch1_norm.{p}",
@@ -208,7 +204,7 @@ SLOWFAST = NameTable(
     conv="s{res}.pathway0_res{block}.branch2.{abc}.{p}",
     shortcut="s{res}.pathway0_res{block}.branch1.{p}",
     classifier="head.projection.{p}",
-    **_same(
+    bn=NormNames(
         "s1.pathway0_stem.bn.{p}",
         "s{res}.pathway0_res{block}.branch2.{abc}_bn.{p}",
         "s{res}.pathway0_res{block}.branch1_bn.{p}",
@@ -253,3 +249,73 @@ CAFFE2 = NameTable(
     classifiers=("fc1000_{p}",),
 )
 """Detectron's 2D and video-nonlocal-net's 3D blobs."""
+
+DETECTRON2 = NameTable(
+    conv1="stem.conv1.{p}",
+    conv="res{res}.{block}.conv{i}.{p}",
+    shortcut="res{res}.{block}.shortcut.{p}",
+    classifier="linear.{p}",
+    bn=NormNames(
+        "stem.conv1.norm.{p}",
+        "res{res}.{block}.conv{i}.norm.{p}",
+        "res{res}.{block}.shortcut.norm.{p}",
+    ),
+    # Its tools/convert-torchvision-to-d2.py puts all but the stages behind "stem.".
+    classifiers=("stem.fc.{p}",),
+)
+"""detectron2's ResNet."""
+
+TENSORPACK = NameTable(
+    conv1="conv0/{p}",
+    conv="group{group}/block{block}/conv{i}/{p}",
+    shortcut="group{group}/block{block}/convshortcut/{p}",
+    classifier="linear/{p}",
+    bn=NormNames(
+        "conv0/bn/{p}",
+        "group{group}/block{block}/conv{i}/bn/{p}",
+        "group{group}/block{block}/convshortcut/bn/{p}",
+    ),
+    gn=NormNames(
+        "conv0/gn/{p}",
+        "group{group}/block{block}/conv{i}/gn/{p}",
+        "group{group}/block{block}/convshortcut/gn/{p}",
+    ),
+    kernel_parameters={"weight": "W", "bias": "b"},
+    norm_parameters={
+        "weight": "gamma",
+        "bias": "beta",
+        "running_mean": "mean/EMA",
+        "running_var": "variance/EMA",
+    },
+)
+"""tensorpack's ResNet, in examples/ResNet and in GroupNorm-reproduce's TensorFlow part."""
+
+MMDET = NameTable(
+    conv1="conv1.{p}",
+    conv="layer{stage}.{block}.conv{i}.{p}",
+    shortcut="layer{stage}.{block}.downsample.0.{p}",
+    classifier="head.fc.{p}",
+    bn=NormNames(
+        "bn1.{p}", "layer{stage}.{block}.bn{i}.{p}", "layer{stage}.{block}.downsample.1.{p}"
+    ),
+    gn=NormNames(
+        "gn1.{p}", "layer{stage}.{block}.gn{i}.{p}", "layer{stage}.{block}.downsample.1.{p}"
+    ),
+    prefix="backbone.",
+    classifiers=("fc.{p}",),
+)
+"""The 2D ResNet of mmdetection, whose group norms are named after their kind."""
+
+MMPRETRAIN = NameTable(
+    conv1="backbone.conv1.{p}",
+    conv="backbone.layer{stage}.{block}.conv{i}.{p}",
+    shortcut="backbone.layer{stage}.{block}.downsample.0.{p}",
+    classifier="head.fc.{p}",
+    bn=NormNames(
+        "backbone.bn1.{p}",
+        "backbone.layer{stage}.{block}.bn{i}.{p}",
+        "backbone.layer{stage}.{block}.downsample.1.{p}",
+    ),
+    classifiers=("backbone.fc.{p}",),
+)
+"""The same with batch norms, and any ResNet of torchvision's names that is called a backbone."""

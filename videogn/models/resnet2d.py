@@ -53,7 +53,7 @@ class ResNet2d(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Output of the last residual stage, (B, C, h, w)."""
-        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(_images(clips)))))
+        features: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images_of(clips)))))
         for stage in range(self.num_stages):
             features = self.get_submodule(f"layer{stage + 1}")(features)
         return features
@@ -92,7 +92,12 @@ def resnet50(
     return network
 
 
-def _images(clips: Tensor) -> Tensor:
+def images_of(clips: Tensor) -> Tensor:
+    """Images (B, 3, H, W) of clips (B, 3, 1, H, W), or the images given.
+
+    Raises:
+        UserError: the input is neither.
+    """
     if clips.ndim == 5 and clips.shape[2] == 1:
         clips = clips.squeeze(2)
     if clips.ndim != 4 or clips.shape[1] != 3:

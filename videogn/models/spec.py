@@ -1,7 +1,8 @@
 """What a network is and where its weights come from, as a weight file records them."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
@@ -19,6 +20,9 @@ PositiveTriple = tuple[
 ]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
+
+CLASS_HASH = "class_names_sha256"
+"""Key under which a description has the hash of its class names."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,14 @@ ARCHITECTURES = {
     "c2d_r101": Architecture("i3d", R101, inflation="none"),
     "resnet50": Architecture("resnet2d", R50),
     "resnet101": Architecture("resnet2d", R101),
+    "vgg16": Architecture("vgg2d", (2, 2, 3, 3, 3)),
+    "slow_r50": Architecture("zoo", R50),
+    "r2plus1d_r50": Architecture("zoo", R50),
+    "csn_r101": Architecture("zoo", R101),
+    "x3d_xs": Architecture("zoo", (3, 5, 11, 7), width=24),
+    "x3d_s": Architecture("zoo", (3, 5, 11, 7), width=24),
+    "x3d_m": Architecture("zoo", (3, 5, 11, 7), width=24),
+    "x3d_l": Architecture("zoo", (5, 10, 25, 15), width=24),
 }
 """Name -> network."""
 
@@ -123,6 +135,11 @@ class NetworkSpec:
         return names
 
 
+def class_names_sha256(names: Sequence[str]) -> str:
+    """Hash of class names in label order: SHA-256 of the names joined by line ends, in UTF-8."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class WeightInfo:
     """What a weight file says about its weights.
@@ -159,7 +176,9 @@ class WeightInfo:
         tree = {item.name: getattr(self, item.name) for item in fields(self)}
         del tree["spec"]
         plain = json.loads(json.dumps(tree, allow_nan=False))
-        return {**self.spec.to_json(), **plain}
+        names = self.class_names
+        digest = None if names is None else class_names_sha256(names)
+        return {**self.spec.to_json(), **plain, CLASS_HASH: digest}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any], source: str) -> "WeightInfo":
@@ -168,10 +187,18 @@ class WeightInfo:
         Raises:
             WeightError: a value is missing, unknown or of the wrong type.
         """
+        tree = dict(tree)
+        digest = tree.pop(CLASS_HASH, None)  # older files have none
         own = {item.name for item in fields(cls)} - {"spec"}
         spec = _field_names({key: value for key, value in tree.items() if key not in own})
         rest = {key: value for key, value in tree.items() if key in own}
-        return _validate(_INFO, {"spec": spec, **rest}, source)
+        info = _validate(_INFO, {"spec": spec, **rest}, source)
+        if digest is not None and digest != class_names_sha256(info.class_names or ()):
+            raise WeightError(
+                f"{source}: its class names are not those it was written with ({CLASS_HASH} "
+                "differs); make or convert it again"
+            )
+        return info
 
 
 T = TypeVar("T")

@@ -4,23 +4,22 @@ Centre inflation must: every time step sees the middle plane alone, or zeros. Me
 not, for the first and last time step lose a third of a 3-tap kernel to the zero padding.
 """
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from videogn.errors import WeightError
-from videogn.models.i3d import I3D, LAYOUTS, i3d
+from videogn.models.build import build_network
+from videogn.models.i3d import I3D, LAYOUTS
 from videogn.models.inflate import TEMPORAL_INITS, inflate_state_dict, keeps_classifier
-from videogn.models.resnet2d import ResNet2d, resnet50
-from videogn.models.sources import Source2D
+from videogn.models.resnet2d import ResNet2d
+from videogn.models.sources import Source, as_2d
 from videogn.models.spec import NetworkSpec
 
 CENTER_TOLERANCE = 1e-3
 """Relative error of float32 sums in another order is about 1e-6; a misplaced tensor gives 1."""
-
-N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class StillClipError:
 
 @torch.no_grad()
 def verify_inflation(
-    source: Source2D,
+    source: Source,
     spec: NetworkSpec,
     *,
     class_names: tuple[str, ...] | None = None,
@@ -62,6 +61,7 @@ def verify_inflation(
         WeightError: centre inflation does not reproduce the 2D network, so the tensors are in
             the wrong places.
     """
+    source = as_2d(source)
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     clip = image.unsqueeze(2).expand(-1, -1, num_frames, -1, -1)
     kept = keeps_classifier(source, spec, class_names)
@@ -98,9 +98,11 @@ def describe_verification(rows: tuple[StillClipError, ...]) -> str:
         lines.append(
             f"{row.temporal_init:12}{row.reference:22}{steps:>22}{row.pooled:>10.1e}{logits:>10}"
         )
-    lines.append(
-        "mean differs by design: zero padding takes part of each temporal kernel at the clip's ends"
-    )
+    if any(row.temporal_init == "mean" and row.pooled > CENTER_TOLERANCE for row in rows):
+        lines.append(
+            "mean differs by design: zero padding takes part of each temporal kernel at the "
+            "clip's ends"
+        )
     if not all(row.same_function for row in rows):
         lines.append(
             "as published the 2D network pads its stem pool; this layout, as released, does not"
@@ -116,50 +118,36 @@ def _references(layout: str) -> tuple[tuple[str, bool, int], ...]:
 
 
 def _inflated(
-    source: Source2D,
+    source: Source,
     spec: NetworkSpec,
     temporal_init: str,
     class_names: tuple[str, ...] | None,
 ) -> I3D:
     state, _ = inflate_state_dict(source, spec, temporal_init, class_names)
-    with torch.device("meta"):
-        network = i3d(
-            norm=spec.norm,
-            num_groups=spec.num_groups,
-            channels_per_group=spec.channels_per_group,
-            num_classes=spec.num_classes,
-            layout=spec.layout,
-            width=spec.width,
-            depths=spec.depths,
-        )
-    return _with_weights(network, state)
+    return cast(I3D, _with_weights(spec, state))
 
 
-def _network_2d(source: Source2D, spec: NetworkSpec, stem_pool_padding: int) -> ResNet2d:
+def _network_2d(source: Source, spec: NetworkSpec, stem_pool_padding: int) -> ResNet2d:
     state = dict(source.state)
     features = 4 * spec.width * 2 ** (len(spec.depths) - 1)
     state.setdefault("fc.weight", torch.zeros(spec.num_classes, features))
     state.setdefault("fc.bias", torch.zeros(spec.num_classes))
+    spec = replace(
+        spec, arch="resnet50", num_classes=source.num_classes or spec.num_classes, dropout=0.0
+    )
+    network = cast(ResNet2d, _with_weights(spec, state))
+    network.maxpool.padding = stem_pool_padding
+    return network
+
+
+def _with_weights(spec: NetworkSpec, state: dict[str, Tensor]) -> nn.Module:
     with torch.device("meta"):
-        network = resnet50(
-            norm=spec.norm,
-            num_groups=spec.num_groups,
-            channels_per_group=spec.channels_per_group,
-            num_classes=source.num_classes or spec.num_classes,
-            width=spec.width,
-            depths=spec.depths,
-            stem_pool_padding=stem_pool_padding,
-        )
+        network = build_network(spec)
     for name in network.state_dict():
         # Older files lack BN's counters, which evaluation does not read.
         state.setdefault(name, torch.zeros((), dtype=torch.int64))
-    return _with_weights(network, state)
-
-
-def _with_weights(network: N, state: dict[str, Tensor]) -> N:
     network.load_state_dict(state, assign=True)
-    network.eval()
-    return network
+    return network.eval()
 
 
 def _errors(features: Tensor, reference: Tensor) -> tuple[tuple[float, ...], float]:
@@ -172,7 +160,7 @@ def _relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
 
 
-def _refuse_wrong_center(source: Source2D, rows: list[StillClipError]) -> None:
+def _refuse_wrong_center(source: Source, rows: list[StillClipError]) -> None:
     worst = max(
         max(row.per_step) for row in rows if row.temporal_init == "center" and row.same_function
     )

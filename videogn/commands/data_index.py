@@ -1,0 +1,99 @@
+"""Make the packet index of a data set, by which its clips are read faster, and as exactly.
+
+Every video is decoded in full once and its index checked against that. The index lies beside the
+list and is found there by training and testing. Interrupted, the command goes on where it was.
+"""
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from videogn.data.annotations import video_paths
+from videogn.data.index_file import Entry, IndexFile, index_path
+from videogn.data.indexing import make_index
+from videogn.errors import RunError
+from videogn.files import check_writable
+
+PROGRESS_SECONDS = 2.0
+MAX_SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``videogn data index``."""
+    parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
+    parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="processes"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Index what is not yet indexed, and tell what was found."""
+    if arguments.workers < 1 or not arguments.timeout > 0:
+        raise RunError(
+            f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
+        )
+    paths = video_paths(arguments.list, arguments.root)
+    out = arguments.out or index_path(arguments.list)
+    check_writable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = IndexFile(out, create=True)
+    try:
+        entries = list(
+            _watched(
+                make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout),
+                len(paths),
+            )
+        )
+    finally:
+        file.close()
+    print("\n".join(describe(entries)))
+    print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+    return 0
+
+
+class Outcome(NamedTuple):
+    """What became of one video."""
+
+    path: str
+    indexed: bool
+    readable: bool
+    reason: str | None
+
+
+def describe(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """How many videos are read in which way, and those that cannot be read at all."""
+    indexed = sum(outcome.indexed for outcome in outcomes)
+    slow = Counter(o.reason for o in outcomes if o.readable and not o.indexed)
+    bad = [outcome for outcome in outcomes if not outcome.readable]
+    yield f"{len(outcomes):,} videos: {indexed:,} are read by their packets"
+    for reason, count in slow.most_common():
+        yield f"{count:,} by a full decode, as exactly: {reason}"
+    if bad:
+        yield f"warning: {len(bad):,} cannot be read:"
+        yield from (f"  - {outcome.path}: {outcome.reason}" for outcome in bad[:MAX_SHOWN])
+        if len(bad) > MAX_SHOWN:
+            yield f"  and {len(bad) - MAX_SHOWN:,} more"
+
+
+def _watched(entries: Iterable[Entry], total: int) -> Iterator[Outcome]:
+    """Pass entries on without their packets, with a progress line every few seconds."""
+    started = shown = time.monotonic()
+    for done, entry in enumerate(entries, start=1):
+        now = time.monotonic()
+        if now - shown > PROGRESS_SECONDS or done == total:
+            shown, pace = now, (now - started) / done
+            print(
+                f"indexed {done:,}/{total:,} videos  {1 / max(pace, 1e-9):.1f} videos/s  "
+                f"eta {(total - done) * pace:.0f} s",
+                flush=True,
+            )
+        yield Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)

@@ -1,0 +1,129 @@
+"""The packet indexes of a data set in one file beside its list.
+
+A SQLite database: rows are looked up by path when they are needed, so 300,000 videos cost a
+process no memory, an interrupted run keeps what it has, and a torn write is undone on opening.
+An entry holds for a file of the same size and modification time only.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from videogn.data.packets import PacketIndex
+from videogn.errors import UserError
+
+SUFFIX = ".videogn-index"
+FORMAT_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS about (version INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS videos (
+    path TEXT PRIMARY KEY,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    readable INTEGER NOT NULL,
+    reason TEXT,
+    packets BLOB
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known about one video.
+
+    Attributes:
+        path: absolute.
+        size: of the file, in bytes.
+        mtime_ns: when the file was last changed.
+        index: where its frames lie; None where only a full decode is exact, or nothing is.
+        reason: why there is no index.
+        readable: whether a full decode succeeds.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    index: PacketIndex | None
+    reason: str | None
+    readable: bool
+
+
+def index_path(source: str | Path) -> Path:
+    """Where the index of a list or of a folder tree lies: beside it, under its name."""
+    path = Path(source)
+    return path.parent / f"{path.name}{SUFFIX}"
+
+
+class IndexFile:
+    """The entries of one data set. A process opens it for itself: it does not cross a fork.
+
+    Raises:
+        UserError: the file is missing, or is no index of this version.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise UserError(f"{self.path}: no such index; make it with `videogn data index LIST`")
+        mode = "rwc" if create else "ro"
+        address = f"{self.path.absolute().as_uri()}?mode={mode}"
+        try:
+            self._database = sqlite3.connect(address, uri=True, timeout=60)
+            if create:
+                self._database.executescript(SCHEMA)
+            self._check_version(create)
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{self.path}: is no index or is damaged ({error}); remove it and make it again "
+                "with `videogn data index LIST`"
+            ) from error
+
+    def _check_version(self, create: bool) -> None:
+        row = self._database.execute("SELECT version FROM about").fetchone()
+        if row is None and create:
+            with self._database:
+                self._database.execute("INSERT INTO about VALUES (?)", (FORMAT_VERSION,))
+            return
+        if row is None or row[0] != FORMAT_VERSION:
+            found = None if row is None else row[0]
+            raise UserError(
+                f"{self.path}: has index version {found!r}, this program reads {FORMAT_VERSION}; "
+                "remove it and make it again with `videogn data index LIST`"
+            )
+
+    def find(self, path: str) -> Entry | None:
+        """The entry of a video; None where there is none or the file has changed since."""
+        key = str(Path(path).absolute())
+        row = self._database.execute("SELECT * FROM videos WHERE path = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        entry = _entry(row)
+        try:
+            status = Path(path).stat()
+        except OSError:
+            return None
+        return (
+            entry if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns) else None
+        )
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Write entries, all or none, in place of earlier ones of the same paths."""
+        rows = [_row(entry) for entry in entries]
+        with self._database:
+            self._database.executemany("INSERT OR REPLACE INTO videos VALUES (?,?,?,?,?,?)", rows)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._database.close()
+
+
+def _row(entry: Entry) -> tuple[object, ...]:
+    packets = None if entry.index is None else entry.index.to_bytes()
+    return (entry.path, entry.size, entry.mtime_ns, int(entry.readable), entry.reason, packets)
+
+
+def _entry(row: tuple[str, int, int, int, str | None, bytes | None]) -> Entry:
+    path, size, mtime_ns, readable, reason, packets = row
+    index = None if packets is None else PacketIndex.from_bytes(packets)
+    return Entry(path, size, mtime_ns, index, reason, bool(readable))

@@ -1,0 +1,45 @@
+"""Which reader opens a video: by its packet index where there is one, else the chosen one."""
+
+from pathlib import Path
+from typing import Any
+
+from videogn.data.decode import READERS, VideoReader
+from videogn.data.index_file import IndexFile
+from videogn.data.packets import IndexedReader
+
+
+class VideoOpener:
+    """Opens videos for reading; a process finds the index file for itself when it needs it.
+
+    Args:
+        reader: a key of :data:`READERS`. Only ``pyav`` uses an index, for others read otherwise.
+        index: the index file, where there is one.
+    """
+
+    def __init__(self, reader: str, index: Path | None = None) -> None:
+        self.reader = reader
+        self.index = index if reader == "pyav" else None
+        self._file: IndexFile | None = None
+
+    def __call__(self, path: str) -> VideoReader:
+        """The video at ``path``.
+
+        Raises:
+            DecodeError: it cannot be read.
+            UserError: the index file is damaged.
+        """
+        entry = self._find(path)
+        if entry is not None and entry.index is not None:
+            return IndexedReader(path, entry.index)
+        return READERS[self.reader](path)
+
+    def _find(self, path: str) -> Any:
+        if self.index is None:
+            return None
+        if self._file is None:
+            self._file = IndexFile(self.index)
+        return self._file.find(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A database connection belongs to the process that opened it.
+        return {"reader": self.reader, "index": self.index, "_file": None}

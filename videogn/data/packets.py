@@ -1,0 +1,435 @@
+"""Reading only the packets a clip needs, by an index made once per video.
+
+A full decode costs all frames of a file for every clip of it. An index tells where each packet
+lies in the file, which frame it becomes and where decoding may start, so a clip costs its own
+packets, read without a demuxer. Packets that no other frame refers to and nobody wants are left
+out. Shapes: F frames in the order they are shown, P packets in the order they are decoded.
+
+The frames are exactly those of :class:`videogn.data.decode.PyAVReader`: an index is checked
+against a full decode when it is made, and a file that fails has none and a reason.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.codec.context import CodecContext
+
+from videogn.data.decode import (
+    MAX_PIXELS,
+    Evidence,
+    FrameIndices,
+    RgbConverter,
+    best_stream,
+    checked_indices,
+    errors_named,
+    gather,
+    opened,
+    quarter_turns,
+)
+from videogn.errors import DecodeError
+
+REFERENCE = 1
+"""Flag of a packet that other frames may refer to."""
+
+MAX_HEADER = 64
+"""Bytes between a packet's position and its content: Matroska puts a block header there."""
+
+
+class NotIndexableError(Exception):
+    """The file is sound, but a packet index cannot address its frames; the text says why."""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """Where the frames of one video lie in its file.
+
+    Attributes:
+        codec: FFmpeg's name of the decoder.
+        codec_tag: the container's four letters for it, which decoders look at for known bugs.
+        extradata: the stream's headers, which are not in any packet.
+        width, height: pixels of the first frame as it is stored.
+        quarters: counter-clockwise quarter turns that set a frame upright.
+        offsets: (P,) int64, first byte of each packet's content.
+        sizes: (P,) int32, in bytes.
+        flags: (P,) uint8.
+        packets: (F,) int32, the packet of each frame.
+        starts: (F,) int32, the packet at which decoding has to start for it.
+    """
+
+    codec: str
+    codec_tag: str
+    extradata: bytes
+    width: int
+    height: int
+    quarters: int
+    offsets: np.ndarray
+    sizes: np.ndarray
+    flags: np.ndarray
+    packets: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a full decode."""
+        return len(self.packets)
+
+    def to_bytes(self) -> bytes:
+        """A compact form: differences of neighbours, deflated."""
+        head = {
+            "codec": self.codec,
+            "tag": self.codec_tag,
+            "extradata": self.extradata.hex(),
+            "shape": [self.width, self.height, self.quarters],
+            "counts": [len(self.sizes), len(self.packets)],
+        }
+        ends = self.offsets[:-1] + self.sizes[:-1]
+        arrays = (
+            np.diff(self.offsets, prepend=0) - np.concatenate([[0], self.sizes[:-1]])
+            if len(ends)
+            else self.offsets,
+            self.sizes,
+            self.flags,
+            self.packets - np.arange(len(self.packets)),
+            np.diff(self.starts, prepend=0),
+        )
+        words = json.dumps(head).encode()
+        body = b"".join(
+            np.asarray(array, dtype=kind).tobytes()
+            for array, kind in zip(arrays, _KINDS, strict=True)
+        )
+        return len(words).to_bytes(4, "little") + words + zlib.compress(body, 6)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "PacketIndex":
+        """Read what :meth:`to_bytes` gives.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        length = int.from_bytes(data[:4], "little")
+        try:
+            head = json.loads(data[4 : 4 + length])
+            num_packets, num_frames = head["counts"]
+            counts = (num_packets, num_packets, num_packets, num_frames, num_frames)
+            body, place, arrays = zlib.decompress(data[4 + length :]), 0, []
+            for count, kind in zip(counts, _KINDS, strict=True):
+                arrays.append(np.frombuffer(body, kind, count, place))
+                place += count * np.dtype(kind).itemsize
+            width, height, quarters = head["shape"]
+            extradata = bytes.fromhex(head["extradata"])
+            codec, tag = str(head["codec"]), str(head["tag"])
+        except (KeyError, TypeError, zlib.error, UnicodeDecodeError) as error:
+            raise ValueError(f"no packet index: {error}") from error
+        gaps, sizes, flags, shifts, steps = arrays
+        offsets = np.cumsum(gaps + np.concatenate([[0], sizes[:-1].astype(np.int64)]))
+        return cls(
+            codec=codec,
+            codec_tag=tag,
+            extradata=extradata,
+            width=width,
+            height=height,
+            quarters=quarters,
+            offsets=offsets[:num_packets],
+            sizes=sizes,
+            flags=flags,
+            packets=shifts + np.arange(num_frames, dtype=np.int32),
+            starts=np.cumsum(steps, dtype=np.int32),
+        )
+
+
+_KINDS = ("<i8", "<i4", "u1", "<i4", "<i4")
+
+
+class IndexedReader:
+    """Frames by a packet index: the same as a full decode's, for the cost of their own packets.
+
+    Raises:
+        DecodeError: the file is missing, or not the one that was indexed.
+    """
+
+    def __init__(self, path: str, index: PacketIndex) -> None:
+        self._path = path
+        self._index = index
+        self.num_frames = index.num_frames
+
+    def frames(self, indices: FrameIndices) -> np.ndarray:
+        """Frames by index, as :meth:`VideoReader.frames` says."""
+        return gather(self, indices)
+
+    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
+        rising = checked_indices(self, indices)
+        index = self._index
+        convert = RgbConverter(index.width, index.height, index.quarters)
+        for frame in decode_frames(self._path, index, rising):
+            with errors_named(self._path, lambda: "while converting a frame"):
+                image = convert(frame)
+            yield image
+
+
+def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
+    """Decoded frames of rising indices, in that order.
+
+    Raises:
+        DecodeError: the file does not hold what its index says.
+    """
+    wanted = {int(index.packets[frame]): frame for frame in rising}
+    early: dict[int, av.VideoFrame] = {}
+    remaining = iter(rising)
+    target = next(remaining)
+    with errors_named(path, lambda: f"before frame {target}"):
+        for packet, frame in _decode_packets(path, index, rising, wanted):
+            early[wanted[packet]] = frame
+            # Decoders give frames as they are shown, but for files whose times are in disorder.
+            while target in early:
+                yield early.pop(target)
+                target = next(remaining, -1)
+    if target >= 0:
+        raise DecodeError(path, f"frame {target} is not where its index says; index it again")
+
+
+def runs(index: PacketIndex, rising: list[int]) -> list[tuple[int, int]]:
+    """First and last packet of each stretch that must be decoded for some frames."""
+    stretches: list[list[int]] = []
+    for frame in rising:
+        start, packet = int(index.starts[frame]), int(index.packets[frame])
+        if stretches and start <= stretches[-1][1] + 1:
+            stretches[-1][1] = max(stretches[-1][1], packet)
+        else:
+            stretches.append([start, packet])
+    return [(first, last) for first, last in stretches]
+
+
+def _decode_packets(
+    path: str, index: PacketIndex, rising: list[int], wanted: dict[int, int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Wanted packets and the frames they became."""
+    decoder = _decoder(index)
+    with Path(path).open("rb", buffering=0) as file:
+        for first, last in runs(index, rising):
+            if decoder.is_open:
+                decoder.flush_buffers()
+            for packet in [*range(first, last + 1), None]:
+                if packet is not None and not (index.flags[packet] & REFERENCE or packet in wanted):
+                    continue
+                content = None if packet is None else _read_packet(file.fileno(), index, packet)
+                for frame in decoder.decode(content):
+                    if frame.opaque in wanted:
+                        yield frame.opaque, frame
+
+
+def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
+    size = int(index.sizes[place])
+    content = os.pread(descriptor, size, int(index.offsets[place]))
+    if len(content) != size:
+        raise ValueError(f"packet {place} ends behind the file; index it again")
+    # A packet made of bytes refers to them, and decoders read beyond its end; one made by size
+    # is followed by zeros.
+    packet = av.Packet(size)
+    packet.update(content)
+    packet.opaque = packet.pts = packet.dts = place
+    return packet
+
+
+def _decoder(index: PacketIndex) -> Any:
+    decoder: Any = CodecContext.create(index.codec, "r")
+    decoder.codec_tag = index.codec_tag
+    if index.extradata:
+        decoder.extradata = index.extradata
+    decoder.thread_type = "NONE"
+    decoder.thread_count = 1
+    decoder.options = {"max_pixels": str(MAX_PIXELS)}
+    decoder.copy_opaque = True
+    return decoder
+
+
+def index_video(path: str) -> PacketIndex:
+    """Index a video and prove that its frames come out as a full decode gives them.
+
+    Raises:
+        DecodeError: the file cannot be decoded, as :class:`PyAVReader` finds.
+        NotIndexableError: it can, but not by single packets.
+    """
+    scan = _scan(path)
+    index = _paired(scan)
+    starts = [place for place, is_key in enumerate(scan.keys) if is_key]
+    while starts and starts[0] <= min(index.packets):
+        index = _with_starts(index, starts)
+        wrong = _wrong_starts(path, index, scan.sums)
+        if not wrong:
+            _check_skipping(path, index, scan.sums)
+            return index
+        starts = [place for place in starts if place not in wrong]
+    raise NotIndexableError("decoding cannot start at its key frames")
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What a full decode tells: packets as they come, and frames as they are shown."""
+
+    codec: str
+    codec_tag: str
+    extradata: bytes
+    shape: tuple[int, int, int]
+    offsets: list[int]
+    sizes: list[int]
+    flags: list[int]
+    keys: list[bool]
+    owners: list[int | None]
+    sums: list[int]
+
+
+def _scan(path: str) -> _Scan:
+    found = _Scan("", "", b"", (0, 0, 0), [], [], [], [], [], [])
+    shape, misplaced = None, False
+    with errors_named(path, lambda: f"after {len(found.sums)} frames"), opened(path) as container:
+        stream = best_stream(path, container)
+        context = stream.codec_context
+        evidence = Evidence(path, container, stream)
+        context.copy_opaque = True
+        length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
+        with Path(path).open("rb", buffering=0) as file:
+            for packet in container.demux(stream):
+                evidence.see_packet(packet)
+                if packet.size:
+                    offset = _content_offset(file.fileno(), packet)
+                    misplaced = misplaced or offset is None
+                    packet.opaque = len(found.sizes)
+                    found.offsets.append(offset or 0)
+                    found.sizes.append(packet.size)
+                    found.keys.append(packet.is_keyframe)
+                    found.flags.append(_flags_of(bytes(packet), length_bytes))
+                for frame in packet.decode():
+                    evidence.see_frame(frame)
+                    shape = shape or (frame.width, frame.height, quarter_turns(frame))
+                    found.owners.append(frame.opaque)
+                    found.sums.append(_fingerprint(frame))
+        evidence.judge()
+        if misplaced:
+            raise NotIndexableError("its packets do not stand in the file as they are decoded")
+        return replace(
+            found,
+            codec=context.codec.name,
+            codec_tag=context.codec_tag,
+            extradata=context.extradata or b"",
+            shape=shape or (0, 0, 0),
+        )
+
+
+def _content_offset(descriptor: int, packet: Any) -> int | None:
+    """First byte of a packet's content in the file; None where it stands nowhere near."""
+    if packet.pos is None or packet.pos < 0:
+        return None
+    content = bytes(packet)
+    found = os.pread(descriptor, packet.size + MAX_HEADER, packet.pos).find(content)
+    return None if found < 0 else packet.pos + found
+
+
+def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
+    """Bytes of the length before each unit of an H.264 packet; 0 where there is none."""
+    if codec != "h264" or not extradata or extradata[0] != 1 or len(extradata) < 5:
+        return 0
+    return (extradata[4] & 3) + 1
+
+
+def _flags_of(content: bytes, length_bytes: int) -> int:
+    """Whether other pictures may refer to this one: ``nal_ref_idc`` of its slices (H.264, 7.4.1).
+
+    Packets of other codecs and of another form count as referred to.
+    """
+    place = 0
+    while length_bytes and place + length_bytes < len(content):
+        size = int.from_bytes(content[place : place + length_bytes], "big")
+        unit = content[place + length_bytes]
+        if unit & 31 in (1, 2, 5):
+            return REFERENCE if unit >> 5 & 3 else 0
+        place += length_bytes + size
+    return REFERENCE
+
+
+def _fingerprint(frame: av.VideoFrame) -> int:
+    """A checksum of everything that decides a frame's colours."""
+    about = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
+    total = zlib.crc32(repr([str(part) for part in about]).encode())
+    for plane in frame.planes:
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+        used = min(plane.line_size, plane.width * _bytes_per_sample(frame))
+        total = zlib.crc32(rows[:, :used].tobytes(), total)
+    return total
+
+
+def _bytes_per_sample(frame: av.VideoFrame) -> int:
+    # Of packed formats such as rgb24 a plane's row has several values a pixel.
+    bits = max(part.bits for part in frame.format.components)
+    values = 1 if len(frame.planes) > 1 else len(frame.format.components)
+    return values * ((bits + 7) // 8)
+
+
+def _paired(scan: _Scan) -> PacketIndex:
+    owners = [owner for owner in scan.owners if owner is not None]
+    if len(owners) != len(scan.owners) or len(set(owners)) != len(owners):
+        raise NotIndexableError("its packets and frames do not pair")
+    width, height, quarters = scan.shape
+    return PacketIndex(
+        codec=scan.codec,
+        codec_tag=scan.codec_tag,
+        extradata=scan.extradata,
+        width=width,
+        height=height,
+        quarters=quarters,
+        offsets=np.array(scan.offsets, dtype=np.int64),
+        sizes=np.array(scan.sizes, dtype=np.int32),
+        flags=np.array(scan.flags, dtype=np.uint8),
+        packets=np.array(owners, dtype=np.int32),
+        starts=np.zeros(len(owners), dtype=np.int32),
+    )
+
+
+def _with_starts(index: PacketIndex, starts: list[int]) -> PacketIndex:
+    """Let each frame start at the last place before its packet that is not shown after it.
+
+    A frame shown before the key frame it is stored behind (an open group of pictures) refers to
+    pictures before that key frame.
+    """
+    shown = {int(packet): frame for frame, packet in enumerate(index.packets)}
+    known = np.array(starts)
+    chosen = []
+    for frame, packet in enumerate(index.packets):
+        place = int(np.searchsorted(known, packet, side="right")) - 1
+        while place > 0 and shown.get(int(known[place]), -1) > frame:
+            place -= 1
+        chosen.append(known[max(place, 0)])
+    return replace(index, starts=np.array(chosen, dtype=np.int32))
+
+
+def _wrong_starts(path: str, index: PacketIndex, sums: list[int]) -> set[int]:
+    """Starts from which some frame comes out otherwise than in a full decode."""
+    wrong = set()
+    for start in np.unique(index.starts):
+        mine = np.flatnonzero(index.starts == start).tolist()
+        if not _come_out(path, index, mine, sums):
+            wrong.add(int(start))
+    return wrong
+
+
+def _check_skipping(path: str, index: PacketIndex, sums: list[int]) -> None:
+    """Every second frame, both ways, as clips of stride 2 read them."""
+    for first in (0, 1):
+        mine = list(range(first, index.num_frames, 2))
+        if mine and not _come_out(path, index, mine, sums):
+            raise NotIndexableError("frames change when others are left out")
+
+
+def _come_out(path: str, index: PacketIndex, rising: list[int], sums: list[int]) -> bool:
+    try:
+        found = [_fingerprint(frame) for frame in decode_frames(path, index, rising)]
+    except DecodeError:
+        return False
+    return found == [sums[frame] for frame in rising]
