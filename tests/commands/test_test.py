@@ -1,4 +1,6 @@
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +189,72 @@ def test_two_ranks_write_the_same_scores(tiny, trained: Path) -> None:
             np.testing.assert_allclose(values, theirs[key], atol=1e-6)
         else:
             assert (values == theirs[key]).all()
+
+
+def names_file(folder: Path, names: list[str]) -> Path:
+    path = folder / "names.txt"
+    path.write_text("\n".join(names))
+    return path
+
+
+@pytest.fixture
+def trained_with_names(tiny) -> Path:
+    names = names_file(tiny.folder, list("abcd"))
+    out = tiny.folder / "run"
+    words = [f"out={out}", "train.iterations=2", f"data.class_names={names}"]
+    assert main(["train", str(tiny.config), *words]) == 0
+    return out
+
+
+def test_class_names_and_their_hash_travel_to_the_results(trained_with_names: Path) -> None:
+    run = trained_with_names
+    info = read_info(run / "checkpoints" / "last.safetensors")
+    assert info.class_names == tuple("abcd")
+    assert main(["test", str(run / "config.yaml"), "--checkpoint", str(run)]) == 0
+    results, _ = results_of(run / "test")
+    expected = hashlib.sha256(b"a\nb\nc\nd").hexdigest()
+    assert results["class_names_sha256"] == expected == info.to_json()["class_names_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("abdc", "contradicts .*last.safetensors: label 2 is 'c' there and 'd' here; label 3"),
+        ("abc", "has 3 names and model.num_classes is 4"),
+        ("abce", "label 3 is 'd' there and 'e' here"),
+    ],
+)
+def test_names_in_another_order_are_refused(
+    tiny, trained_with_names: Path, capsys, names: str, message: str
+) -> None:
+    run = trained_with_names
+    path = tiny.folder / "other.txt"
+    path.write_text("\n".join(names))
+    words = ["test", run / "config.yaml", "--checkpoint", run, f"data.class_names={path}"]
+    assert re.search(message, error_of(capsys, *words))
+
+
+def test_a_list_whose_folders_contradict_its_labels_is_refused(
+    tiny, trained_with_names: Path, capsys
+) -> None:
+    run = trained_with_names
+    listed = [line.split() for line in tiny.val_list.read_text().splitlines()]
+    folder = tiny.folder / "videos"
+    lists = {"right": [], "wrong": []}
+    for place, (name, label) in enumerate(listed):
+        home = folder / "abcd"[int(label)]
+        home.mkdir(parents=True, exist_ok=True)
+        video = home / f"{place}.mp4"
+        video.symlink_to(tiny.val_list.parent / name)
+        lists["right"].append(f"{video.relative_to(folder)} {label}")
+        lists["wrong"].append(f"{video.relative_to(folder)} {(int(label) + 1) % 4}")
+    for key, lines in lists.items():
+        (folder / f"{key}.txt").write_text("\n".join(lines))
+    config = run / "config.yaml"
+    wrong = error_of(
+        capsys, "test", config, "--checkpoint", run, f"data.test={folder / 'wrong.txt'}"
+    )
+    assert "its labels are in another order: " in wrong
+    assert "in " + str(tiny.folder / "names.txt") in wrong
+    right = ["test", str(config), "--checkpoint", str(run), f"data.test={folder / 'right.txt'}"]
+    assert main([*right, "--out", str(tiny.folder / "tested")]) == 0

@@ -84,7 +84,7 @@ def test_a_clip_costs_its_own_packets_and_leaves_out_unwanted_ones(make_video):
     [(first, last)] = runs(index, [42, 44, 46])
     assert 35 < first <= 42  # the key frame before, not the first
     assert last < 50
-    assert (index.flags == 0).sum() > 10  # B frames that nothing refers to
+    assert (index.flags == 0).sum() > 3  # B frames that nothing refers to
     assert len(runs(index, [5, 55])) == 2
 
 

@@ -63,7 +63,9 @@ def test_every_axis_is_dynamic_and_the_logits_are_the_networks(
 def test_networks_of_still_images(tmp_path, randomise, kind, arch):
     network, info = small(randomise, arch, "bn", depths=(1, 1))
     proof = EXPORTERS[kind](network, info, tmp_path / "net", num_frames=32, size=64)
-    assert list(proof.dynamic) == ["batch", "height", "width"]
+    # ONNX has no pool that divides any map into 7 x 7, as VGG needs: its size is fixed.
+    fixed = ["height", "width"] if (arch, kind) == ("vgg16", "onnx") else []
+    assert list(proof.static) == ["frames", *fixed]
     assert proof.static["frames"] == (1, "a network of still images")
 
 
