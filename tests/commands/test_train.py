@@ -336,3 +336,34 @@ def test_interrupted_job_of_two_ranks_ends_with_one_word_and_no_orphan(tiny) -> 
         if str(tiny.config) in (process.info["cmdline"] or ())
     ]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "note"),
+    [
+        ("sync_bn", "statistics over 4 clips of all GPUs"),
+        ("frozen_bn", "stored statistics, gamma and beta fixed"),
+        ("ln", "one group of all channels"),
+        ("in", "one channel per group"),
+        ("none", "no norm layers"),
+    ],
+)
+def test_every_norm_trains_and_tests(tiny, capsys, norm: str, note: str) -> None:
+    out = tiny.folder / "run"
+    words = [f"out={out}", "train.iterations=2", f"model.norm={norm}"]
+    assert main(["train", str(tiny.config), *words]) == 0
+    assert f"i3d_r50 {norm}, {note}, layout" in capsys.readouterr().out
+    assert main(["test", str(out / "config.yaml"), "--checkpoint", str(out)]) == 0
+
+
+@pytest.mark.dist
+def test_two_processes_with_synchronised_norms_train_as_one(tiny) -> None:
+    common = ["train.iterations=2", "model.norm=sync_bn", "model.dropout=0"]
+    runs = {1: tiny.folder / "one", 2: tiny.folder / "two"}
+    for size, out in runs.items():
+        words = [f"out={out}", f"train.clips_per_gpu={4 // size}", *common]
+        gpus = ["--gpus", str(size)] if size > 1 else []
+        assert main(["train", str(tiny.config), *words, *gpus]) == 0
+    one, two = (read_weights(out / "checkpoints" / "last.safetensors") for out in runs.values())
+    for name, tensor in one.state.items():
+        torch.testing.assert_close(two.state[name], tensor, rtol=1e-3, atol=1e-5)

@@ -11,7 +11,14 @@ from torch import nn
 
 from videogn.errors import UserError
 from videogn.models.i3d import i3d
-from videogn.models.norm import NORMS, FrozenBatchNorm, is_norm, make_norm, norm_parameters
+from videogn.models.norm import (
+    NORMS,
+    FrozenBatchNorm,
+    is_norm,
+    make_norm,
+    norm_parameters,
+    use_native_sync,
+)
 
 EPS = 1e-5
 WITH_PARAMETERS = [name for name in NORMS if name != "none"]
@@ -316,6 +323,17 @@ def test_synchronised_statistics_are_those_of_the_whole_batch(tmp_path, mean):
     for part in found:
         for name, value in peer.state_dict().items():
             torch.testing.assert_close(part["state"][name], value)
+
+
+def test_torchs_own_synchronised_layer_has_the_same_parameters():
+    ours = nn.Sequential(nn.Conv3d(3, 4, 1), make_norm("sync_bn")(4))
+    names, weight = list(ours.state_dict()), ours[1].weight
+    native = use_native_sync(ours)
+    assert type(native[1]) is nn.SyncBatchNorm
+    assert list(native.state_dict()) == names
+    assert native[1].weight is weight  # so that the optimizer keeps it
+    plain = nn.Sequential(make_norm("bn")(4))
+    assert type(use_native_sync(plain)[0]) is nn.BatchNorm3d
 
 
 def test_synchronised_norm_alone_is_batch_norm():

@@ -29,7 +29,7 @@ from videogn.engine.plan import TrainPlan, make_plan, probe_memory
 from videogn.engine.runs import RunFolder, RunLog, check_folder, claim
 from videogn.engine.trainer import Run, Validation, train, train_step, validate, wrap_for_ranks
 from videogn.errors import DecodeError, RunError
-from videogn.models.spec import WeightInfo
+from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
 
 DRY_RUN_VIDEOS = 20
@@ -197,19 +197,30 @@ def _announce(prepared: Prepared, run: Run, state: TrainingState) -> None:
 
 def _header(prepared: Prepared) -> Iterator[str]:
     spec, info = prepared.info.spec, prepared.info
-    groups = ""
-    if spec.norm == "gn":
-        per_group = spec.channels_per_group
-        groups = f", {per_group} channels per group" if per_group else f", {spec.num_groups} groups"
-    batch_note = f", statistics over {prepared.plan.clips_per_gpu} clips of one GPU"
+    layout = f", layout {spec.layout}" if spec.family == "i3d" else ""
     yield (
-        f"network     {spec.arch} {spec.norm}{groups if spec.norm == 'gn' else batch_note}, "
-        f"layout {spec.layout}, {spec.num_classes} classes"
+        f"network     {spec.arch} {spec.norm}, {_norm_note(spec, prepared.plan)}{layout}, "
+        f"{spec.num_classes} classes"
     )
     yield f"weights     {prepared.config.model.weights or 'random'}"
     yield f"input       mean {_triple(info.mean)}  std {_triple(info.std)}"
     num_val = len(prepared.val_list.records) if prepared.val_list else 0
     yield f"videos      {prepared.plan.num_videos:,} to train on, {num_val:,} to validate on"
+
+
+def _norm_note(spec: NetworkSpec, plan: TrainPlan) -> str:
+    """What the norm layers take their statistics over."""
+    per_group = spec.channels_per_group
+    notes = {
+        "bn": f"statistics over {plan.clips_per_gpu} clips of one GPU",
+        "sync_bn": f"statistics over {plan.global_batch} clips of all GPUs",
+        "frozen_bn": "stored statistics, gamma and beta fixed",
+        "gn": f"{per_group} channels per group" if per_group else f"{spec.num_groups} groups",
+        "ln": "one group of all channels",
+        "in": "one channel per group",
+        "none": "no norm layers",
+    }
+    return notes[spec.norm]
 
 
 def _triple(values: tuple[float, float, float]) -> str:

@@ -19,6 +19,7 @@ from videogn.engine.optim import set_learning_rate
 from videogn.engine.plan import TrainPlan
 from videogn.engine.runs import RunFolder, RunLog
 from videogn.errors import RunError
+from videogn.models.norm import use_native_sync
 from videogn.models.spec import WeightInfo
 
 MIN_TOLERATED_FAILURES = 1
@@ -130,6 +131,8 @@ def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return network
+    if world.device.type == "cuda":
+        network = use_native_sync(network)
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,

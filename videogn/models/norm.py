@@ -128,17 +128,26 @@ def _forget_counter(_layer: Any, state: dict[str, Any], prefix: str, *_rest: Any
     state.pop(f"{prefix}num_batches_tracked", None)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """BN over the samples of all processes; torch's own, and on the CPU too."""
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BN over the samples of all processes, on any device.
+
+    torch's own layer refuses tensors of the CPU, and its data-parallel wrapper refuses that layer
+    there. On GPUs :func:`use_native_sync` exchanges this one for torch's.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"inputs must be (N, C, *), got {tuple(x.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, C, *) of this process's inputs (N, C, *)."""
         several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-        if not (self.training and several and x.device.type == "cpu"):
+        # Of a meta tensor only the shape is asked for, which no other process has to know.
+        if not (self.training and several) or x.device.type == "meta":
             return super().forward(x)
-        return self._forward_on_cpus(x)
+        return self._forward_together(x)
 
-    def _forward_on_cpus(self, x: Tensor) -> Tensor:
+    def _forward_together(self, x: Tensor) -> Tensor:
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
         count = _total(x.new_tensor([x.numel() / x.shape[1]]))
@@ -158,6 +167,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, BN_MOMENTUM)
         self.running_var.lerp_(unbiased_var, BN_MOMENTUM)
+
+
+def use_native_sync(network: nn.Module) -> nn.Module:
+    """The network with torch's own, faster layers in place of :class:`SyncBatchNorm`: on GPUs."""
+    if not any(isinstance(module, SyncBatchNorm) for module in network.modules()):
+        return network
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
 
 
 def _total(values: Tensor) -> Tensor:
