@@ -1,6 +1,7 @@
 """From the description of a network to the network."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -26,42 +27,34 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     return FAMILIES[ARCHITECTURES[spec.arch].family](spec)
 
 
+def _norm_and_classes(spec: NetworkSpec) -> dict[str, Any]:
+    """Arguments that every builder takes."""
+    return {
+        "norm": spec.norm,
+        "num_groups": spec.num_groups,
+        "channels_per_group": spec.channels_per_group,
+        "num_classes": spec.num_classes,
+        "dropout": spec.dropout,
+    }
+
+
 def _build_i3d(spec: NetworkSpec) -> nn.Module:
+    inflation = ARCHITECTURES[spec.arch].inflation or "none"
     return i3d(
-        inflation=ARCHITECTURES[spec.arch].inflation or "none",
-        norm=spec.norm,
-        num_groups=spec.num_groups,
-        channels_per_group=spec.channels_per_group,
-        num_classes=spec.num_classes,
+        inflation=inflation,
         layout=spec.layout,
         width=spec.width,
         depths=spec.depths,
-        dropout=spec.dropout,
+        **_norm_and_classes(spec),
     )
 
 
 def _build_resnet2d(spec: NetworkSpec) -> nn.Module:
-    return resnet50(
-        norm=spec.norm,
-        num_groups=spec.num_groups,
-        channels_per_group=spec.channels_per_group,
-        num_classes=spec.num_classes,
-        width=spec.width,
-        depths=spec.depths,
-        dropout=spec.dropout,
-    )
+    return resnet50(width=spec.width, depths=spec.depths, **_norm_and_classes(spec))
 
 
 def _build_vgg2d(spec: NetworkSpec) -> nn.Module:
-    return vgg16(
-        norm=spec.norm,
-        num_groups=spec.num_groups,
-        channels_per_group=spec.channels_per_group,
-        num_classes=spec.num_classes,
-        width=spec.width,
-        depths=spec.depths,
-        dropout=spec.dropout,
-    )
+    return vgg16(width=spec.width, depths=spec.depths, **_norm_and_classes(spec))
 
 
 def _build_zoo(spec: NetworkSpec) -> nn.Module:
@@ -71,14 +64,7 @@ def _build_zoo(spec: NetworkSpec) -> nn.Module:
             f"model.arch={spec.arch} is pytorchvideo's, of width {own.width} and depths "
             f"{','.join(map(str, own.depths))}; leave model.width and model.depths out"
         )
-    return zoo_network(
-        spec.arch,
-        norm=spec.norm,
-        num_groups=spec.num_groups,
-        channels_per_group=spec.channels_per_group,
-        num_classes=spec.num_classes,
-        dropout=spec.dropout,
-    )
+    return zoo_network(spec.arch, **_norm_and_classes(spec))
 
 
 FAMILIES: dict[str, Callable[[NetworkSpec], nn.Module]] = {
