@@ -39,5 +39,5 @@ def test_unknown_names_are_refused_with_the_choices():
         build_network(replace(SPEC, arch="c2d"))
     with pytest.raises(UserError, match=r"'slow'.*nonlocal, nonlocal_paper, zoo"):
         build_network(replace(SPEC, layout="slow"))
-    with pytest.raises(UserError, match=r"'ln'.*bn, gn"):
-        build_network(replace(SPEC, norm="ln"))
+    with pytest.raises(UserError, match=r"'gnn'.*bn, frozen_bn, sync_bn, gn"):
+        build_network(replace(SPEC, norm="gnn"))

@@ -451,7 +451,10 @@ def test_what_this_program_says_beside_foreign_names_comes_back(tmp_path, writer
     [
         ({"width": 16}, "width 16 but has 8"),
         ({"depths": [1, 1, 1, 2]}, r"depths \(1, 1, 1, 2\) but has \(1, 1, 1, 1\)"),
-        ({"num_classes": 4, "class_names": None}, "classes 4 but has 3"),
+        (
+            {"num_classes": 4, "class_names": None, "class_names_sha256": None},
+            "classes 4 but has 3",
+        ),
         ({"norm": "bn"}, "norm bn but has tensors of gn or ln or in"),
         ({"architecture": "c2d_r50"}, "c2d_r50 but has temporal kernels of 3x1x1"),
         ({"architecture": "vgg99"}, "vgg99 but has"),

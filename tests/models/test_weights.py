@@ -191,7 +191,13 @@ def test_faults_of_the_description_are_refused(tmp_path, randomise):
 def test_an_altered_description_is_refused(tmp_path, randomise):
     _, path = network_and_file(tmp_path, randomise)
     rewrite(path, lambda m, _: m.update(videogn=m["videogn"].replace('"a", "b"', '"b", "a"')))
-    assert read_info(path).class_names == ("b", "a", "c")
+    with pytest.raises(WeightError, match="class names are not those it was written with"):
+        read_info(path)
+    assert "class names are not those it was written with" in refusal(path)
+
+    _, path = network_and_file(tmp_path, randomise)
+    rewrite(path, lambda m, _: m.update(videogn=m["videogn"].replace("r50.pth", "r99.pth")))
+    assert read_info(path).source == "r99.pth"
     assert "not what was written" in refusal(path)
 
 
@@ -227,7 +233,7 @@ def test_tensors_of_another_network_are_listed(tmp_path):
     ("changes", "message"),
     [
         ({"arch": "c2d"}, "choose from i3d_r50, i3d_r101"),
-        ({"norm": "gnn"}, "choose from bn, gn"),
+        ({"norm": "gnn"}, "choose from bn, frozen_bn"),
         ({"layout": "slow"}, "choose from nonlocal"),
         ({"norm": "gn", "num_groups": 3}, "4 channels"),
         ({"width": 1 << 20}, "instead of"),

@@ -36,7 +36,7 @@ class ZooNetwork(nn.Module):
         Raises:
             UserError: the clips are not of that shape or too small for the network.
         """
-        return self.forward_locations(clips).flatten(2).mean(2)
+        return self.forward_locations(clips).mean((2, 3))
 
     def forward_locations(self, clips: Tensor) -> Tensor:
         """Logits (B, K, H', W') at every position of the head's pool, the mean over time."""
