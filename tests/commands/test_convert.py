@@ -15,7 +15,7 @@ from videogn.models.i3d import LAYOUTS
 from videogn.models.norm import NORMS
 from videogn.models.spec import NetworkSpec, WeightInfo, class_names_sha256
 from videogn.models.targets import TARGETS
-from videogn.models.weights import read_info, read_weights, write_weights
+from videogn.models.weights import load_model, read_info, read_weights, write_weights
 
 SPEC = NetworkSpec("i3d_r50", "gn", 4, None, "zoo", 3, 8, (1, 1, 1, 1), 0.5)
 R50 = replace(SPEC, depths=(3, 4, 6, 3))
@@ -260,3 +260,28 @@ def test_changed_class_names_are_found(make_file, capsys, tmp_path):
     torch.save({**content, "videogn": json.dumps(tree)}, there)
     message = refusal(capsys, there, "--to", "videogn", "-o", tmp_path / "x")
     assert "class names are not those it was written with" in message
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_pytorchvideos_other_networks_are_read(capsys, tmp_path, randomise, norm):
+    from pytorchvideo.models.hub.x3d import x3d_xs
+
+    layers = {"bn": nn.BatchNorm3d, "gn": lambda num_features, **_: nn.GroupNorm(6, num_features)}
+    peer = randomise(x3d_xs(pretrained=False, model_num_class=5, norm=layers[norm]))
+    torch.save({"model_state": peer.state_dict()}, tmp_path / "X3D_XS.pyth")
+    words = ["--num-groups", "6"] if norm == "gn" else []
+    out, printed = converted(capsys, tmp_path / "X3D_XS.pyth", "videogn", *words)
+    assert f"pytorchvideo, x3d_xs, norm {norm}" in printed
+    network = load_model(out)
+    clip = torch.randn(1, 3, 4, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network(clip).softmax(1), peer(clip), rtol=1e-4, atol=1e-6)
+    there, _ = converted(capsys, out, "pytorchvideo")
+    back, _ = converted(capsys, there, "videogn", out=tmp_path / "back")
+    assert read_info(back) == read_info(out)
+
+    state = peer.state_dict()
+    state["blocks.0.conv.conv_t.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan")
+    message = refusal(capsys, tmp_path / "nan", "--to", "videogn", "-o", tmp_path / "x", *words)
+    assert "NaN or infinite values" in message

@@ -4,9 +4,11 @@ Their parameters keep pytorchvideo's names. Shapes: B clips, C channels, T frame
 K classes, H' x W' positions of the classifier.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from videogn.errors import UserError
@@ -18,6 +20,8 @@ from videogn.models.i3d import (
 )
 from videogn.models.initialise import initialise, start_as_identity
 from videogn.models.norm import make_norm
+
+PROJECTION = r"blocks\.\d\.proj\.weight"
 
 
 class ZooNetwork(nn.Module):
@@ -105,6 +109,28 @@ def zoo_network(
         if hasattr(block, "conv_c") and hasattr(block, "norm_c"):
             start_as_identity(block.conv_c, block.norm_c)
     return built
+
+
+def match_network(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The key of :data:`BUILDERS` whose tensors have these names and shapes; None where none has.
+
+    BN's statistics do not count, so that weights of any norm with parameters are found.
+    """
+    classes = [shape[0] for name, shape in shapes.items() if re.fullmatch(PROJECTION, name)]
+    if len(classes) != 1:
+        return None
+    wanted = {name: shape for name, shape in shapes.items() if not _is_statistic(name)}
+    for arch in BUILDERS:
+        with torch.device("meta"):
+            state = zoo_network(arch, num_classes=classes[0]).state_dict()
+        found = {name: tuple(t.shape) for name, t in state.items() if not _is_statistic(name)}
+        if found == wanted:
+            return arch
+    return None
+
+
+def _is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
 
 
 def _slow_r50(norm: PytorchvideoNorm, num_classes: int, dropout: float) -> Any:
