@@ -28,11 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="where relative paths start")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=len(os.sched_getaffinity(0)), help="processes"
+        "--workers", metavar="N", type=int, default=_num_cores(), help="default: %(default)s"
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
     )
+
+
+def _num_cores() -> int:
+    """Cores this process may use; a container may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run(arguments: argparse.Namespace) -> int:
