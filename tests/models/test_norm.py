@@ -342,3 +342,44 @@ def test_synchronised_norm_alone_is_batch_norm():
     peer = copy.deepcopy(make_norm("bn")(4))
     torch.testing.assert_close(layer(x), peer(x))
     torch.testing.assert_close(layer.running_var, peer.running_var)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", ["bn", *PER_CLIP])
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_a_gpu_holds_at_large_means(norm, mean):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    generator = torch.Generator().manual_seed(0)
+    x = mean + torch.randn(4, 32, 4, 12, 12, generator=generator)
+    layer = with_affine(make_norm(norm, 8)(32), generator)
+    gamma, beta = (p.detach().double() for p in (layer.weight, layer.bias))
+    expected, _ = formula(x.double(), gamma, beta, norm, 8)
+    output = layer.cuda()(x.cuda())
+    # The bound of the CPU's test, with room for sums in another order.
+    error = 4 * 32 * 2**-24 * (1 + mean)
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=0, atol=error)
+
+
+def native_rank(rank, folder, x, splits):
+    """One process of :func:`test_torchs_own_synchronised_layer_on_gpus`."""
+    torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl", init_method=f"file://{folder}/store", rank=rank, world_size=len(splits)
+    )
+    layer = nn.Sequential(with_affine(make_norm("sync_bn")(x.shape[1]), torch.Generator()))
+    output = use_native_sync(layer.cuda())(x.split(splits)[rank].cuda())
+    torch.save(output.detach().cpu(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.dist
+def test_torchs_own_synchronised_layer_on_gpus(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    x = torch.randn(5, 4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    mp.spawn(native_rank, (str(tmp_path), x, [3, 2]), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    peer = with_affine(make_norm("bn")(4), torch.Generator())
+    torch.testing.assert_close(torch.cat(found), peer(x).detach(), rtol=1e-4, atol=1e-5)
