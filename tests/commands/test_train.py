@@ -367,3 +367,16 @@ def test_two_processes_with_synchronised_norms_train_as_one(tiny) -> None:
     one, two = (read_weights(out / "checkpoints" / "last.safetensors") for out in runs.values())
     for name, tensor in one.state.items():
         torch.testing.assert_close(two.state[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.dist
+def test_an_index_changes_no_bit_of_a_run_and_may_change_when_it_goes_on(tiny) -> None:
+    index = tiny.folder / "index"
+    assert main(["data", "index", str(tiny.train_list), "--out", str(index), "--workers", "1"]) == 0
+    plain, indexed = tiny.folder / "plain", tiny.folder / "indexed"
+    words = ["train", str(tiny.config), "data.val=''", "train.iterations=4"]
+    assert main([*words, f"out={plain}", "data.index=never"]) == 0
+    assert main([*words, f"out={indexed}", f"data.index={index}"]) == 0
+    one, two = (tensors_of(RunFolder(out).last) for out in (plain, indexed))
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
+    assert main([*words, f"out={indexed}", "data.index=never"]) == 0

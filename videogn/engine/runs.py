@@ -15,6 +15,7 @@ from videogn.files import write_text
 
 HARMLESS = frozenset(
     {
+        "data.index",  # which gives the same frames
         "data.num_workers",
         "data.test",
         "out",
