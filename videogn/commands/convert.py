@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from videogn.commands.inflate import positive, triple
+from videogn.commands.inflate import add_input_scale, positive, triple
 from videogn.commands.setup import checkpoint_file
 from videogn.data.annotations import read_class_names
 from videogn.errors import UserError, WeightError
@@ -54,14 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-per-group", metavar="N", type=positive)
     parser.add_argument("--layout", choices=list(LAYOUTS), help="default: the source's usual one")
     parser.add_argument("--class-names", metavar="FILE", type=Path, help="one per line")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}",
-            metavar=("R", "G", "B"),
-            nargs=3,
-            type=float,
-            help="RGB in [0, 1] of the input; default: the source's usual one",
-        )
+    add_input_scale(parser, "the source's usual one")
     parser.add_argument(
         "--frames", metavar="T", type=positive, default=EXPORT_FRAMES, help="of an exported clip"
     )
@@ -219,15 +212,15 @@ def _compare_with_mmaction2(loaded: Loaded, out: Path) -> Iterator[str]:
 
 def _differences(info: WeightInfo, to: str) -> Iterator[str]:
     """What the other program has to be told, for its usual network is another one."""
-    target = TARGETS[to]
-    if info.spec.layout != target.usual_layout:
+    target, usual = TARGETS[to], FORMATS[to]
+    if info.spec.layout != usual.layout:
         yield (
             f"note        the layout is {info.spec.layout} and {target.title}'s usual network is "
-            f"{target.usual_layout}: the weights fit it by name, but its strides and pools make "
+            f"{usual.layout}: the weights fit it by name, but its strides and pools make "
             "it another function"
         )
-    usual = zip((*info.mean, *info.std), (*target.mean, *target.std), strict=True)
-    if any(abs(own - theirs) > 1e-4 for own, theirs in usual):
+    scale = zip((*info.mean, *info.std), (*usual.scale.mean, *usual.scale.std), strict=True)
+    if any(abs(own - theirs) > 1e-4 for own, theirs in scale):
         mean, std = (" ".join(f"{v:.4g}" for v in values) for values in (info.mean, info.std))
         yield (
             f"note        the input is RGB in [0, 1] less {mean} over {std}, which is not "

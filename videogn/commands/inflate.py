@@ -83,17 +83,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels-per-group", metavar="N", type=positive)
     parser.add_argument("--width", metavar="N", type=positive, help="default: of --arch")
     parser.add_argument("--depths", metavar="N,N,N,N", type=_depths, help="default: of --arch")
+    add_input_scale(parser, "the source's, else ImageNet's")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with the 2D network on a still clip"
+    )
+
+
+def add_input_scale(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare ``--mean`` and ``--std``."""
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}",
             metavar=("R", "G", "B"),
             nargs=3,
             type=float,
-            help="RGB in [0, 1] of the input; default: the source's, else ImageNet's",
+            help=f"RGB in [0, 1] of the input; default: {default}",
         )
-    parser.add_argument(
-        "--verify", action="store_true", help="compare with the 2D network on a still clip"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,11 +18,8 @@ from videogn.data.opening import VideoOpener
 from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, WeightError
 from videogn.models.build import build_network
+from videogn.models.formats import VIDEO
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
-
-DEFAULT_MEAN = (0.45, 0.45, 0.45)
-DEFAULT_STD = (0.225, 0.225, 0.225)
-"""Input scale where no weight file gives one: the non-local code's 114.75 and 57.375 of 255."""
 
 logger = logging.getLogger("videogn")
 
@@ -170,7 +167,7 @@ def input_scale(
     """
     data = loaded.config.data
     if weights is None:
-        return data.mean or DEFAULT_MEAN, data.std or DEFAULT_STD
+        return data.mean or VIDEO.mean, data.std or VIDEO.std
     given = {"data.mean": (data.mean, weights.mean), "data.std": (data.std, weights.std)}
     for key, (wanted, stored) in given.items():
         if wanted is None or wanted == stored:

@@ -23,11 +23,9 @@ from torch.export import Dim
 from videogn.errors import UserError, WeightError
 from videogn.files import atomic_path
 from videogn.models.i3d import I3D, ClassifierHead
+from videogn.models.proof import TOLERANCE, relative_error
 from videogn.models.spec import ARCHITECTURES, WeightInfo
 from videogn.models.weights import METADATA_KEY
-
-TOLERANCE = 1e-5
-"""Largest difference of two logits, relative to the largest of all, or to 1 where that is more."""
 
 AXES = {0: "batch", 2: "frames", 3: "height", 4: "width"}
 LADDER: tuple[tuple[int, ...], ...] = ((0, 2, 3, 4), (0, 2), (0, 3, 4), (0,), ())
@@ -265,7 +263,7 @@ def _compare(path: Path, network: nn.Module, run: Run, shape: tuple[int, ...]) -
             f"{path}: the exported network gives {tuple(found.shape)} and not "
             f"{tuple(expected.shape)} for clips {shape}; nothing was written"
         )
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+    error = relative_error(found, expected)
     if not error <= TOLERANCE:
         raise WeightError(
             f"{path}: the exported network's logits differ by {error:.1e} (relative) for clips "

@@ -20,7 +20,6 @@ from videogn.models.names import PLAIN, PYTORCHVIDEO
 from videogn.models.norm import BATCH_NORMS
 from videogn.models.sources import COUNTER, OWN, Source, as_2d, read_source
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
-from videogn.models.targets import TARGETS
 from videogn.models.weights import (
     OPTIMIZER_PREFIX,
     few,
@@ -40,7 +39,6 @@ class Loaded:
 
     Attributes:
         path: the file.
-        kind: whose file it is, in words.
         info: the network, its classes and its input.
         state: its tensors under this program's names.
         plain: the same under plain names; None where it is no bottleneck ResNet.
@@ -49,7 +47,6 @@ class Loaded:
     """
 
     path: Path
-    kind: str
     info: WeightInfo
     state: dict[str, Tensor]
     plain: dict[str, Tensor] | None
@@ -91,7 +88,6 @@ def load(path: Path, wishes: Wishes) -> Loaded:
     info, taken = describe_source(source, wishes)
     return Loaded(
         path=path,
-        kind=FORMATS[source.format].title,
         info=info,
         state=own_state(source, info.spec),
         plain=source.state,
@@ -245,7 +241,6 @@ def _load_other_family(path: Path) -> Loaded:
     file = read_weights(path)
     return Loaded(
         path=path,
-        kind=FORMATS[OWN].title,
         info=file.info,
         state=file.state,
         plain=None,
@@ -291,7 +286,7 @@ def _load_pytorchvideo(path: Path, wishes: Wishes) -> Loaded | None:
         )
     state = {name: tensor.to(wanted[name].dtype) for name, tensor in state.items()}
     lines = (_network_line(path, "pytorchvideo", info), *taken)
-    return Loaded(path, "pytorchvideo", info, state, None, None, lines)
+    return Loaded(path, info, state, None, None, lines)
 
 
 def _info_of_pytorchvideo(
@@ -310,12 +305,12 @@ def _info_of_pytorchvideo(
         depths=own.depths,
         dropout=DROPOUT_3D,
     )
-    target = TARGETS["pytorchvideo"]
+    usual = FORMATS["pytorchvideo"].scale
     return WeightInfo(
         spec=spec,
         class_names=wishes.class_names,
-        mean=wishes.mean or target.mean,
-        std=wishes.std or target.std,
+        mean=wishes.mean or usual.mean,
+        std=wishes.std or usual.std,
         source=path.name,
         source_sha256=sha256_of(path),
         temporal_init=None,

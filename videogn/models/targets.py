@@ -34,9 +34,7 @@ class Target:
     Attributes:
         title: whose files they are.
         names: their names.
-        usual_layout: ``LAYOUTS`` key of the network that these programs build.
         norms: keys of ``NORMS`` that these programs can build.
-        mean, std: input scale that these programs use, RGB in [0, 1].
         wrap: the tensors by name and a file's description -> what is saved.
         save: writes that to a path.
         counters: whether BN's counts of batches are kept.
@@ -44,10 +42,7 @@ class Target:
 
     title: str
     names: NameTable
-    usual_layout: str
     norms: tuple[str, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     wrap: Callable[[dict[str, Tensor], WeightInfo], dict[str, Any]]
     save: Callable[[dict[str, Any], Path], None]
     counters: bool = True
@@ -144,49 +139,36 @@ def _save_pickle(content: dict[str, Any], path: Path) -> None:
 
 
 ALL_NORMS = ("bn", "frozen_bn", "sync_bn", "gn", "ln", "in", "none")
-VIDEO_MEAN, VIDEO_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 
 TARGETS = {
     "pytorchvideo": Target(
         title="pytorchvideo",
         names=PYTORCHVIDEO,
-        usual_layout="zoo",
         norms=ALL_NORMS,  # its builders call what they are given
-        mean=VIDEO_MEAN,
-        std=VIDEO_STD,
         wrap=_wrap_pytorchvideo,
         save=_save_torch,
     ),
     "slowfast": Target(
         title="PySlowFast",
         names=SLOWFAST,
-        usual_layout="zoo",
         norms=("bn", "sync_bn", "frozen_bn"),
-        mean=VIDEO_MEAN,
-        std=VIDEO_STD,
         wrap=_wrap_slowfast,
         save=_save_torch,
     ),
     "mmaction2": Target(
         title="mmaction2",
         names=MMACTION2,
-        usual_layout="mmaction2",
         norms=("bn", "sync_bn", "frozen_bn", "gn"),
-        mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-        std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
         wrap=_wrap_mmaction2,
         save=_save_torch,
     ),
     "nonlocal": Target(
         title="video-nonlocal-net",
         names=CAFFE2,
-        usual_layout="nonlocal",
         norms=("bn", "frozen_bn"),
-        mean=VIDEO_MEAN,
-        std=VIDEO_STD,
         wrap=_wrap_blobs,
         save=_save_pickle,
         counters=False,
     ),
 }
-"""Value of ``--to`` -> kind of file."""
+"""Value of ``--to`` -> kind of file; their usual layout and input stand in ``FORMATS``."""
