@@ -21,13 +21,14 @@ from videogn.models.i3d import LAYOUTS
 from videogn.models.names import PLAIN, PYTORCHVIDEO
 from videogn.models.network_file import Loaded, Wishes, build, load
 from videogn.models.norm import NORMS
+from videogn.models.plain_resnet import COUNTER
 from videogn.models.proof import (
     check_same_logits,
     check_same_tensors,
     mmaction2_network,
     pytorchvideo_network,
 )
-from videogn.models.sources import COUNTER, OWN, Source, read_source
+from videogn.models.sources import OWN, Source, read_source
 from videogn.models.spec import WeightInfo, class_names_sha256
 from videogn.models.targets import TARGETS, check_stages, norm_note, to_target, write_target
 from videogn.models.weights import (

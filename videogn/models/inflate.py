@@ -14,7 +14,8 @@ from videogn.errors import WeightError
 from videogn.models.build import build_network
 from videogn.models.initialise import CLASSIFIER_STD
 from videogn.models.names import PYTORCHVIDEO
-from videogn.models.sources import AFFINE, BATCH, COUNTER, GROUP, NONE, Source, as_2d
+from videogn.models.plain_resnet import AFFINE, BATCH, COUNTER, GROUP, NONE
+from videogn.models.sources import Source, as_2d
 from videogn.models.spec import ARCHITECTURES, NetworkSpec
 from videogn.models.weights import few
 

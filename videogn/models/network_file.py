@@ -18,7 +18,8 @@ from videogn.models.containers import Content, parse_description, read_content
 from videogn.models.formats import FORMATS
 from videogn.models.names import PLAIN, PYTORCHVIDEO
 from videogn.models.norm import BATCH_NORMS
-from videogn.models.sources import COUNTER, OWN, Source, as_2d, read_source
+from videogn.models.plain_resnet import COUNTER
+from videogn.models.sources import OWN, Source, as_2d, read_source
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 from videogn.models.weights import (
     OPTIMIZER_PREFIX,

@@ -18,7 +18,7 @@ from videogn.models.i3d import (
     without_scripting_warning,
 )
 from videogn.models.norm import make_norm
-from videogn.models.sources import COUNTER
+from videogn.models.plain_resnet import COUNTER
 from videogn.models.spec import ARCHITECTURES, R50, R101, NetworkSpec
 
 TOLERANCE = 1e-5

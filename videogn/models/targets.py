@@ -19,7 +19,7 @@ from videogn.errors import WeightError
 from videogn.files import atomic_path
 from videogn.models.names import CAFFE2, MMACTION2, PYTORCHVIDEO, SLOWFAST, NameTable
 from videogn.models.norm import BATCH_NORMS
-from videogn.models.sources import COUNTER
+from videogn.models.plain_resnet import COUNTER
 from videogn.models.spec import WeightInfo
 from videogn.models.weights import METADATA_KEY
 
