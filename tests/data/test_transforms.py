@@ -2,17 +2,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from videogn.data import transforms
 from videogn.data.transforms import (
     Augmentation,
-    augment,
     center_crop,
     clip_from_frames,
     draw_augmentation,
     normalize,
     resize_short_side,
+    scale,
+    source_box,
     three_crops,
 )
 
@@ -98,31 +100,52 @@ def test_drawn_augmentations_cover_their_ranges_evenly() -> None:
     assert all(draw_augmentation(rng, 8, 8, 1.0).flip for _ in range(50))
 
 
-@settings(deadline=None)
 @given(
-    st.integers(20, 40),
-    st.integers(20, 40),
-    st.integers(16, 40),
+    st.integers(20, 400),
+    st.integers(20, 400),
+    st.integers(256, 320),
     st.floats(0, 1, exclude_max=True),
     st.floats(0, 1, exclude_max=True),
-    st.booleans(),
 )
-def test_augment_is_scale_crop_flip_of_the_whole_clip(h, w, short_side, top, left, flip) -> None:
-    clip = random_clip_of(h, w)
-    result = augment(clip, Augmentation(short_side, top, left, flip), 16)
-    scaled = resize_short_side(clip, short_side).numpy()
-    if flip:
-        result = result.flip(3)
-    windows = np.lib.stride_tricks.sliding_window_view(scaled, (16, 16), axis=(2, 3))
-    row, column = int(top * windows.shape[2]), int(left * windows.shape[3])
-    np.testing.assert_array_equal(result.numpy(), windows[:, :, row, column])
+def test_source_box_is_what_scaling_and_cropping_would_use(h, w, short_side, top, left) -> None:
+    box = source_box(Augmentation(short_side, top, left, False), h, w, 224)
+    assert box.height == box.width
+    assert 0 <= box.top <= h - box.height
+    assert 0 <= box.left <= w - box.width
+    # The crop's share of the shorter side is that of the scaled frame, to a pixel of the frame.
+    assert abs(box.height - 224 / short_side * min(h, w)) <= 0.5
 
 
-def test_augmenting_frames_one_by_one_is_augmenting_the_clip() -> None:
-    clip = random_clip_of(45, 61, frames=5)
-    draw = Augmentation(37, 0.3, 0.9, True)
-    singles = [augment(clip[:, t : t + 1], draw, 32) for t in range(5)]
-    assert torch.equal(torch.cat(singles, dim=1), augment(clip, draw, 32))
+def test_every_position_of_the_box_is_drawn_evenly() -> None:
+    rng = np.random.default_rng(0)
+    draws = [draw_augmentation(rng, 20, 20, 0.5) for _ in range(4000)]
+    boxes = [source_box(draw, 20, 23, 16) for draw in draws]
+    counts = np.zeros((5, 8))
+    for box in boxes:
+        counts[box.top, box.left] += 1
+    # Chi-square with 39 degrees of freedom exceeds 73 once in a thousand.
+    assert ((counts - 100) ** 2 / 100).sum() < 73
+
+
+def test_box_of_a_crop_larger_than_the_scaled_frame_is_the_whole_side() -> None:
+    assert source_box(Augmentation(100, 0.5, 0.5, False), 40, 60, 224) == (0, 10, 40, 40)
+
+
+@pytest.mark.parametrize("side", [9, 24, 31])
+def test_scale_is_bilinear_whatever_the_groups(side: int, monkeypatch) -> None:
+    images = list(random_clip_of(side, side, frames=5).permute(1, 2, 3, 0).numpy())
+    together = list(scale(images, 24))
+    monkeypatch.setattr(transforms, "GROUP_BYTES", 2 * images[0].size)
+    for image, scaled, single in zip(images, together, scale(images, 24), strict=True):
+        np.testing.assert_array_equal(scaled, single)
+        for colour in range(3):
+            exact = bilinear(image[..., colour].astype(float), 24, 24)
+            assert np.abs(scaled[..., colour] - exact).max() < 1.05
+
+
+def test_normalized_clips_have_their_colours_first_in_memory() -> None:
+    clips = random_clip_of(8, 9).permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)[None]
+    assert normalize(clips, (0.4,) * 3, (0.2,) * 3).is_contiguous()
 
 
 def test_normalize_agrees_with_torchvision() -> None:

@@ -17,11 +17,13 @@ from videogn.data.annotations import VideoRecord
 from videogn.data.decode import VideoReader
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.transforms import (
-    augment,
+    Augmentation,
     center_crop,
     clip_from_frames,
     draw_augmentation,
     resize_short_side,
+    scale,
+    source_box,
     three_crops,
 )
 from videogn.errors import DecodeError
@@ -96,10 +98,20 @@ class RandomClips:
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
-            frames, places = read_frames(
-                video, indices, lambda frame: augment(frame, draw, self.crop_size)
-            )
-            return frames[:, places]
+            clip = np.empty((self.num_frames, self.crop_size, self.crop_size, 3), dtype=np.uint8)
+            self._fill(clip, video, indices, draw)
+        return torch.from_numpy(clip).permute(3, 0, 1, 2)
+
+    def _fill(
+        self, clip: np.ndarray, video: VideoReader, indices: np.ndarray, draw: Augmentation
+    ) -> None:
+        """Write the frames into (T, crop_size, crop_size, 3), each decoded and changed once."""
+        box = source_box(draw, video.height, video.width, self.crop_size)
+        unique, places = np.unique(indices, return_inverse=True)
+        images = scale(video.images(unique, box), self.crop_size)
+        for number, image in enumerate(images):
+            shown = np.flatnonzero(places == number)
+            clip[shown] = image[:, ::-1] if draw.flip else image
 
 
 class TrainDataset(Dataset[ClipSample]):

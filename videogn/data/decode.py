@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 
+from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
 from videogn.errors import DecodeError, UserError
 
 MAX_PIXELS = 1 << 25
@@ -48,9 +48,12 @@ class VideoReader(Protocol):
 
     Attributes:
         num_frames: frames of a full decode; what headers claim is not asked.
+        height, width: pixels of the first frame, upright.
     """
 
     num_frames: int
+    height: int
+    width: int
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, upright, (T, H, W, 3) uint8 RGB; an index may come more than once.
@@ -61,10 +64,13 @@ class VideoReader(Protocol):
         """
         ...
 
-    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of strictly rising indices one by one, (H, W, 3) uint8 RGB, in one decode.
 
         A caller that scales each at once never holds the large ones together.
+
+        Args:
+            box: the part of every frame that is wanted; None for the whole.
 
         Raises:
             DecodeError: the file cannot be decoded.
@@ -86,11 +92,13 @@ class PyAVReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._kept: list[av.VideoFrame] | None = []
-        self._converter: RgbConverter | None = None
-        self.num_frames = 0
+        self.num_frames = self.height = self.width = self._quarters = 0
         kept_bytes = 0
         for frame in _decode(path):
-            self._converter = self._converter or RgbConverter.like(frame)
+            if self.num_frames == 0:
+                self._quarters = quarter_turns(frame)
+                self._stored = frame.width, frame.height
+                self.height, self.width = upright_size(frame.height, frame.width, self._quarters)
             self.num_frames += 1
             kept_bytes += _bytes_of(frame)
             if kept_bytes > KEPT_BYTES:
@@ -102,13 +110,13 @@ class PyAVReader:
         """Frames by index, as :meth:`VideoReader.frames` says."""
         return gather(self, indices)
 
-    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
         rising = checked_indices(self, indices)
+        convert = RgbConverter(*self._stored, self._quarters, box)
         for frame in self._pick(rising):
             with errors_named(self._path, lambda: "while converting a frame"):
-                assert self._converter is not None  # there is a frame
-                image = self._converter(frame)
+                image = convert(frame)
             yield image
 
     def _pick(self, rising: list[int]) -> Iterator[av.VideoFrame]:
@@ -149,20 +157,21 @@ class DecordReader:
         with _decord_errors_named(path):
             self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._reader)
-        if self.num_frames == 0:
-            raise DecodeError(path, "no frames")
+            if self.num_frames == 0:
+                raise DecodeError(path, "no frames")
+            self.height, self.width = self._reader[0].shape[:2]
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
         return gather(self, indices)
 
-    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
         rising = checked_indices(self, indices)
         for start in range(0, len(rising), DECORD_BATCH):
             with _decord_errors_named(self._path):
                 batch = self._reader.get_batch(rising[start : start + DECORD_BATCH]).asnumpy()
-            yield from batch
+            yield from batch if box is None else batch[:, box.rows, box.columns]
 
 
 READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
@@ -172,7 +181,13 @@ READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord"
 def gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
     """Frames in any order and as often as asked, each read once."""
     unique, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-    return np.stack(list(video.images(unique)))[places]
+    images = video.images(unique)
+    first = next(images)
+    frames = np.empty((len(unique), *first.shape), dtype=np.uint8)
+    frames[0] = first
+    for place, image in enumerate(images, start=1):
+        frames[place] = image
+    return frames[places]
 
 
 def checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
@@ -346,32 +361,6 @@ def _ebml_number(data: bytes, start: int) -> tuple[int | None, int]:
     width = 9 - data[start].bit_length()
     value = int.from_bytes(data[start : start + width], "big") & ((1 << 7 * width) - 1)
     return (None if value == (1 << 7 * width) - 1 else value), width
-
-
-class RgbConverter:
-    """Frames as upright RGB images, all of the size and rotation of the video's first."""
-
-    def __init__(self, width: int, height: int, quarters: int) -> None:
-        # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
-        self._reformatter = VideoReformatter()
-        self._width, self._height, self._quarters = width, height, quarters
-
-    @classmethod
-    def like(cls, frame: av.VideoFrame) -> "RgbConverter":
-        """One for the video whose first frame is given."""
-        return cls(frame.width, frame.height, quarter_turns(frame))
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """A frame as (H, W, 3) uint8."""
-        converted = self._reformatter.reformat(
-            frame, width=self._width, height=self._height, format="rgb24", threads=1
-        )
-        return np.rot90(converted.to_ndarray(), self._quarters)
-
-
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise quarter turns that set a frame upright, by its rotation tag."""
-    return round(frame.rotation / 90) % 4
 
 
 def _bytes_of(frame: av.VideoFrame) -> int:

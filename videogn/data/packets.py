@@ -25,14 +25,13 @@ from videogn.data.decode import (
     MAX_PIXELS,
     Evidence,
     FrameIndices,
-    RgbConverter,
     best_stream,
     checked_indices,
     errors_named,
     gather,
     opened,
-    quarter_turns,
 )
+from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
 from videogn.errors import DecodeError
 
 REFERENCE = 1
@@ -158,16 +157,17 @@ class IndexedReader:
         self._path = path
         self._index = index
         self.num_frames = index.num_frames
+        self.height, self.width = upright_size(index.height, index.width, index.quarters)
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
         return gather(self, indices)
 
-    def images(self, indices: FrameIndices) -> Iterator[np.ndarray]:
+    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
         rising = checked_indices(self, indices)
         index = self._index
-        convert = RgbConverter(index.width, index.height, index.quarters)
+        convert = RgbConverter(index.width, index.height, index.quarters, box)
         for frame in decode_frames(self._path, index, rising):
             with errors_named(self._path, lambda: "while converting a frame"):
                 image = convert(frame)

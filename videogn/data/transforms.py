@@ -4,12 +4,18 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels. Clips stay uint8 until t
 device. Whatever is drawn is drawn once for a whole clip.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from videogn.data.rgb import Box
+
+GROUP_BYTES = 4 * 2**20
+"""Frames are scaled together up to this size."""
 
 
 def clip_from_frames(frames: np.ndarray) -> Tensor:
@@ -82,15 +88,43 @@ def draw_augmentation(
     )
 
 
-def augment(clip: Tensor, draw: Augmentation, crop_size: int) -> Tensor:
-    """Scale, crop and mirror (C, T, H, W) uint8 to (C, T, crop_size, crop_size) uint8."""
-    clip = resize_short_side(clip, draw.short_side)
-    height, width = clip.shape[2:]
+def source_box(draw: Augmentation, height: int, width: int, crop_size: int) -> Box:
+    """The part of an upright frame of ``height x width`` that becomes a clip's crop.
+
+    Scaling a frame to a short side and cutting a square of ``crop_size`` out of it uses a square
+    of the unscaled frame; only that is converted and scaled. Its side is rounded to a pixel.
+    """
+    shorter = min(height, width)
+    side = min(max(round(crop_size * shorter / draw.short_side), 1), shorter)
     # A share in [0, 1) of room + 1 positions is a uniform integer on [0, room].
-    top = int(draw.top * (height - crop_size + 1))
-    left = int(draw.left * (width - crop_size + 1))
-    clip = crop(clip, top, left, crop_size)
-    return clip.flip(3) if draw.flip else clip
+    top = int(draw.top * (height - side + 1))
+    left = int(draw.left * (width - side + 1))
+    return Box(top, left, side, side)
+
+
+def scale(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Square images (S, S, 3) uint8 as (size, size, 3) uint8, bilinear in 8 bits.
+
+    A few go through torch at once: one by one its calls cost as much as the scaling.
+    """
+    group: list[np.ndarray] = []
+    for image in images:
+        group.append(image)
+        if len(group) * image.size > GROUP_BYTES:
+            yield from _scaled(group, size)
+            group = []
+    if group:
+        yield from _scaled(group, size)
+
+
+def _scaled(images: list[np.ndarray], size: int) -> np.ndarray:
+    frames = np.stack(images)
+    if frames.shape[1:3] == (size, size):
+        return frames
+    scaled = F.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2), size=(size, size), mode="bilinear"
+    )
+    return scaled.permute(0, 2, 3, 1).numpy()
 
 
 def normalize(
@@ -102,4 +136,6 @@ def normalize(
     shift = torch.tensor(
         [-m / s for m, s in zip(mean, std, strict=True)], device=clips.device
     ).view(shape)
-    return clips.float().mul_(scale).add_(shift)
+    # Clips arrive with their colours last in memory; the networks take them first.
+    floats = clips.to(torch.float32, memory_format=torch.contiguous_format)
+    return floats.mul_(scale).add_(shift)
