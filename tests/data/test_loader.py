@@ -208,7 +208,7 @@ def test_views_come_in_order_from_any_number_of_workers(records) -> None:
     assert [video.reason is None for video in parallel] == [True, True, True, False, True]
     for ours, theirs in zip(parallel, alone, strict=True):
         assert ours.reason == theirs.reason
-        assert theirs.views is None or torch.equal(ours.views, theirs.views)
+        assert theirs.frames is None or torch.equal(ours.stack(), theirs.stack())
 
 
 @pytest.mark.dist
@@ -309,7 +309,7 @@ def test_index_bomb_is_one_failed_video(make_video) -> None:
     status = Path(f"/proc/{worker.pid}/status").read_text()
     [peak] = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
     assert int(peak) < 2**20  # KiB; without a limit it is above 2 GiB
-    assert next(videos).views is not None
+    assert next(videos).frames is not None
 
 
 @pytest.mark.dist
@@ -318,7 +318,7 @@ def test_sound_footage_fits_in_the_memory_of_a_worker(footage: Path) -> None:
     records = [VideoRecord(str(footage / "clips" / name), 0, name) for name in names]
     videos = list(views_loader(records, 1, num_frames=32, num_clips=10, short_side=256))
     assert [video.reason for video in videos] == [None, None, None]
-    assert videos[0].views.shape == (10, 3, 32, 256, 455)
+    assert videos[0].stack().shape == (10, 3, 32, 256, 455)
 
 
 @pytest.mark.dist
@@ -330,4 +330,4 @@ def test_ten_clips_of_a_long_1080p_video_fit_in_the_memory_of_a_worker(make_vide
         [VideoRecord(str(path), 0, "a")], 1, num_frames=32, num_clips=10, short_side=256
     )
     assert video.reason is None
-    assert np.prod(video.views.shape) == 10 * 3 * 32 * 256 * 455
+    assert np.prod(video.stack().shape) == 10 * 3 * 32 * 256 * 455

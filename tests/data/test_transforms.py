@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from videogn.data import transforms
 from videogn.data.transforms import (
     Augmentation,
-    center_crop,
-    clip_from_frames,
+    center_box,
     draw_augmentation,
     normalize,
-    resize_short_side,
     scale,
+    scaled_size,
     source_box,
-    three_crops,
+    three_boxes,
 )
 
 
@@ -50,40 +49,36 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
         ((32, 50), 32, (32, 50)),
     ],
 )
-def test_resize_is_bilinear_and_rounds_the_long_side_down(size, short_side, expected) -> None:
+def test_scale_is_bilinear_and_rounds_the_long_side_down(size, short_side, expected) -> None:
     clip = random_clip_of(*size)
-    resized = resize_short_side(clip, short_side)
-    assert resized.dtype == torch.uint8
-    assert tuple(resized.shape) == (3, 2, *expected)
+    assert scaled_size(*size, short_side) == expected
+    images = list(scale(clip.permute(1, 2, 3, 0).numpy(), expected))
+    scaled = torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)
+    assert scaled.dtype == torch.uint8
+    assert tuple(scaled.shape) == (3, 2, *expected)
     for colour in range(3):
         for time in range(2):
             exact = bilinear(clip[colour, time].numpy().astype(float), *expected)
             # Rows and columns are rounded in turn: half a level each.
-            assert np.abs(resized[colour, time].numpy() - exact).max() < 1.05
+            assert np.abs(scaled[colour, time].numpy() - exact).max() < 1.05
     theirs = tv.resize(clip.transpose(0, 1), list(expected), antialias=False).transpose(0, 1)
-    assert (resized.int() - theirs.int()).abs().max() <= 1
-
-
-def test_frames_become_a_clip_rotated_ones_too() -> None:
-    frames = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
-    clip = clip_from_frames(np.rot90(frames, axes=(1, 2)))
-    assert clip.shape == (3, 2, 6, 4)
-    assert clip[1, 1, 0, 2] == frames[1, 2, 5, 1]
+    assert (scaled.int() - theirs.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (20, 20), (21, 24)])
-def test_three_crops_are_squares_at_start_middle_and_end(height: int, width: int) -> None:
+def test_three_boxes_are_squares_at_start_middle_and_end(height: int, width: int) -> None:
     clip = random_clip_of(height, width)
     side, room = min(height, width), abs(height - width)
-    crops = three_crops(clip)
-    for crop, offset in zip(crops, (0, room // 2, room), strict=True):
+    for box, offset in zip(three_boxes(height, width), (0, room // 2, room), strict=True):
         long_axis = 2 if height > width else 3
-        assert torch.equal(crop, clip.narrow(long_axis, offset, side))
+        expected = clip.narrow(long_axis, offset, side)
+        assert torch.equal(clip[:, :, box.rows, box.columns], expected)
 
 
-def test_center_crop_agrees_with_torchvision() -> None:
+def test_center_box_agrees_with_torchvision() -> None:
     clip = random_clip_of(40, 58)
-    assert torch.equal(center_crop(clip, 24), tv.center_crop(clip, [24, 24]))
+    box = center_box(40, 58, 24)
+    assert torch.equal(clip[:, :, box.rows, box.columns], tv.center_crop(clip, [24, 24]))
 
 
 def test_drawn_augmentations_cover_their_ranges_evenly() -> None:
@@ -134,9 +129,9 @@ def test_box_of_a_crop_larger_than_the_scaled_frame_is_the_whole_side() -> None:
 @pytest.mark.parametrize("side", [9, 24, 31])
 def test_scale_is_bilinear_whatever_the_groups(side: int, monkeypatch) -> None:
     images = list(random_clip_of(side, side, frames=5).permute(1, 2, 3, 0).numpy())
-    together = list(scale(images, 24))
+    together = list(scale(images, (24, 24)))
     monkeypatch.setattr(transforms, "GROUP_BYTES", 2 * images[0].size)
-    for image, scaled, single in zip(images, together, scale(images, 24), strict=True):
+    for image, scaled, single in zip(images, together, scale(images, (24, 24)), strict=True):
         np.testing.assert_array_equal(scaled, single)
         for colour in range(3):
             exact = bilinear(image[..., colour].astype(float), 24, 24)

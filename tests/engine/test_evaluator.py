@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from videogn.data.dataset import VideoViews
+from videogn.data.rgb import Box
 from videogn.engine.evaluator import VideoScore, accuracy, collect, score_videos
 from videogn.errors import RunError
 
@@ -22,10 +23,22 @@ class Located(nn.Module):
         return torch.einsum("kc,bchw->bkhw", 20 * self.weight, pooled)
 
 
+def all_views(place: int, views: Tensor, num_clips: int) -> VideoViews:
+    """A video of given views (num_clips * num_crops, C, T, H, W), crops side by side."""
+    crops = views.unflatten(0, (num_clips, -1))  # (J, K, C, T, H, W)
+    num_crops, height, width = crops.shape[1], views.shape[3], views.shape[4]
+    frames = crops.permute(2, 0, 3, 4, 1, 5).flatten(4).flatten(1, 2)
+    clips = torch.arange(num_clips * views.shape[2]).view(num_clips, -1)
+    boxes = tuple(Box(0, width * crop, height, width) for crop in range(num_crops))
+    video = VideoViews(place, frames, clips, boxes, None)
+    assert torch.equal(video.stack(), views)
+    return video
+
+
 def scores_of(views: Tensor, num_clips: int, views_per_pass: int) -> VideoScore:
     [score] = score_videos(
         Located(5),
-        [VideoViews(0, views, None)],
+        [all_views(0, views, num_clips)],
         num_clips=num_clips,
         views_per_pass=views_per_pass,
         mean=MEAN,
@@ -71,7 +84,7 @@ def test_scores_that_are_not_finite_stop_the_test() -> None:
     views = torch.zeros(2, 3, 2, 8, 12, dtype=torch.uint8)
     scores = score_videos(
         network,
-        [VideoViews(6, views, None)],
+        [all_views(6, views, 2)],
         num_clips=2,
         views_per_pass=2,
         mean=MEAN,

@@ -15,16 +15,16 @@ from torch.utils.data import Dataset
 
 from videogn.data.annotations import VideoRecord
 from videogn.data.decode import VideoReader
+from videogn.data.rgb import Box
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.transforms import (
     Augmentation,
-    center_crop,
-    clip_from_frames,
+    center_box,
     draw_augmentation,
-    resize_short_side,
     scale,
+    scaled_size,
     source_box,
-    three_crops,
+    three_boxes,
 )
 from videogn.errors import DecodeError
 
@@ -51,17 +51,55 @@ class ClipSample(NamedTuple):
 
 
 class VideoViews(NamedTuple):
-    """All test views of one video.
+    """All test views of one video: its frames, each once, and which of them make a view.
+
+    Ten clips overlap; put together in a data worker they would be twice as many bytes.
 
     Attributes:
-        place: where it stands in the list.
-        views: (num_clips * num_crops, C, T, H, W) uint8, clip by clip; None where it failed.
+        place: where the video stands in the list.
+        frames: (C, U, H, W) uint8; None where it failed.
+        clips: (num_clips, T) int64, which of the U frames a clip shows.
+        boxes: the crops of every clip.
         reason: why it failed.
     """
 
     place: int
-    views: Tensor | None
+    frames: Tensor | None
+    clips: Tensor
+    boxes: tuple[Box, ...]
     reason: str | None
+
+    @classmethod
+    def failed(cls, place: int, reason: str) -> "VideoViews":
+        """Of a video that could not be read."""
+        return cls(place, None, torch.empty(0, 0, dtype=torch.int64), (), reason)
+
+    def to(self, device: torch.device) -> "VideoViews":
+        """The same with its frames on a device."""
+        if self.frames is None:
+            return self
+        return self._replace(frames=self.frames.to(device, non_blocking=True))
+
+    @property
+    def num_views(self) -> int:
+        """Clips times crops."""
+        return len(self.clips) * len(self.boxes)
+
+    def stack(self, first: int = 0, stop: int | None = None) -> Tensor:
+        """Views first … stop - 1, clip by clip, (V, C, T, h, w) uint8.
+
+        Raises:
+            ValueError: the video could not be read.
+        """
+        if self.frames is None:
+            raise ValueError(f"video {self.place} has no views: {self.reason}")
+        views = []
+        for view in range(self.num_views)[first:stop]:
+            clip, crop = divmod(view, len(self.boxes))
+            box = self.boxes[crop]
+            part = self.frames[:, :, box.rows, box.columns]
+            views.append(part[:, self.clips[clip].to(part.device)])
+        return torch.stack(views)
 
 
 class RandomClips:
@@ -108,7 +146,7 @@ class RandomClips:
         """Write the frames into (T, crop_size, crop_size, 3), each decoded and changed once."""
         box = source_box(draw, video.height, video.width, self.crop_size)
         unique, places = np.unique(indices, return_inverse=True)
-        images = scale(video.images(unique, box), self.crop_size)
+        images = scale(video.images(unique, box), (self.crop_size, self.crop_size))
         for number, image in enumerate(images):
             shown = np.flatnonzero(places == number)
             clip[shown] = image[:, ::-1] if draw.flip else image
@@ -209,42 +247,35 @@ class TestDataset(Dataset[VideoViews]):
         path = self._records[index].path
         try:
             with _memory_errors_named(path):
-                return VideoViews(index, self._read_views(path), None)
+                return self._read(index, path)
         except DecodeError as error:
-            return VideoViews(index, None, error.reason)
+            return VideoViews.failed(index, error.reason)
 
-    def _read_views(self, path: str) -> Tensor:
+    def _read(self, place: int, path: str) -> VideoViews:
         video = self._open_video(path)
         clips = uniform_clips(
             video.num_frames, self._num_frames, self._frame_stride, self._num_clips
         )
-        # Clips overlap: each frame is converted and scaled once, then put where it is wanted.
-        frames, places = read_frames(
-            video, clips, lambda frame: resize_short_side(frame, self._short_side)
-        )
-        cropped = self._crops(frames)
-        return torch.stack([crop[:, rows] for rows in places for crop in cropped])
-
-    def _crops(self, frames: Tensor) -> list[Tensor]:
+        unique, shown = np.unique(clips, return_inverse=True)
+        size = scaled_size(video.height, video.width, self._short_side)
+        kept = Box(0, 0, *size)
         if self._protocol == "center":
-            return [center_crop(frames, self._crop_size)]
-        return [frames] if self._num_crops == 1 else three_crops(frames)
+            kept = center_box(*size, self._crop_size)
+        frames = np.empty((len(unique), kept.height, kept.width, 3), dtype=np.uint8)
+        for number, image in enumerate(scale(video.images(unique), size)):
+            frames[number] = image[kept.rows, kept.columns]
+        return VideoViews(
+            place,
+            torch.from_numpy(frames).permute(3, 0, 1, 2),
+            torch.from_numpy(shown.reshape(clips.shape)),
+            self._boxes(kept),
+            None,
+        )
 
-
-def read_frames(
-    video: VideoReader, indices: np.ndarray, change: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The distinct frames among ``indices``, each decoded and changed once.
-
-    Changing (C, 1, H, W) uint8 frames one by one keeps full-size images from piling up: ten clips
-    of a 1080p video are 2 GB.
-
-    Returns:
-        frames (C, U, H, W) uint8, and where among these U each index finds its own, int64.
-    """
-    unique, places = np.unique(indices, return_inverse=True)
-    frames = [change(clip_from_frames(image[None])) for image in video.images(unique)]
-    return torch.cat(frames, dim=1), torch.from_numpy(places.reshape(indices.shape))
+    def _boxes(self, kept: Box) -> tuple[Box, ...]:
+        if self._protocol == "center" or self._num_crops == 1:
+            return (Box(0, 0, kept.height, kept.width),)
+        return three_boxes(kept.height, kept.width)
 
 
 @contextmanager

@@ -18,46 +18,24 @@ GROUP_BYTES = 4 * 2**20
 """Frames are scaled together up to this size."""
 
 
-def clip_from_frames(frames: np.ndarray) -> Tensor:
-    """(T, H, W, 3) uint8 frames as a clip (3, T, H, W) uint8."""
-    # A rotated picture is a view with negative strides, which torch does not know.
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)
-
-
-def resize_short_side(clip: Tensor, short_side: int) -> Tensor:
-    """Scale (C, T, H, W) uint8 so that its shorter side has ``short_side`` pixels.
-
-    Bilinear in 8 bits; the longer side is rounded down, as in the released non-local code.
-    """
-    height, width = clip.shape[2:]
+def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width at a short side; the longer is rounded down, as in the released code."""
     shorter = min(height, width)
-    size = (short_side * height // shorter, short_side * width // shorter)
-    if size == (height, width):
-        return clip
-    frames = clip.transpose(0, 1)
-    return F.interpolate(frames, size=size, mode="bilinear").transpose(0, 1)
+    return short_side * height // shorter, short_side * width // shorter
 
 
-def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
-    """A square of (C, T, H, W)."""
-    return clip[:, :, top : top + size, left : left + size]
+def center_box(height: int, width: int, size: int) -> Box:
+    """The square in the middle of a frame."""
+    return Box((height - size) // 2, (width - size) // 2, size, size)
 
 
-def center_crop(clip: Tensor, size: int) -> Tensor:
-    """The square in the middle of (C, T, H, W)."""
-    height, width = clip.shape[2:]
-    return crop(clip, (height - size) // 2, (width - size) // 2, size)
-
-
-def three_crops(clip: Tensor) -> list[Tensor]:
+def three_boxes(height: int, width: int) -> tuple[Box, Box, Box]:
     """Squares of the shorter side at the start, the middle and the end of the longer one."""
-    height, width = clip.shape[2:]
     size = min(height, width)
     room = max(height, width) - size
-    offsets = (0, room // 2, room)
-    if height > width:
-        return [crop(clip, offset, 0, size) for offset in offsets]
-    return [crop(clip, 0, offset, size) for offset in offsets]
+    places = [(offset, 0) if height > width else (0, offset) for offset in (0, room // 2, room)]
+    first, middle, last = (Box(top, left, size, size) for top, left in places)
+    return first, middle, last
 
 
 @dataclass(frozen=True)
@@ -102,13 +80,16 @@ def source_box(draw: Augmentation, height: int, width: int, crop_size: int) -> B
     return Box(top, left, side, side)
 
 
-def scale(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Square images (S, S, 3) uint8 as (size, size, 3) uint8, bilinear in 8 bits.
+def scale(images: Iterable[np.ndarray], size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Images (H, W, 3) uint8 as (*size, 3) uint8, bilinear in 8 bits.
 
     A few go through torch at once: one by one its calls cost as much as the scaling.
     """
     group: list[np.ndarray] = []
     for image in images:
+        if image.shape[:2] == size:
+            yield image
+            continue
         group.append(image)
         if len(group) * image.size > GROUP_BYTES:
             yield from _scaled(group, size)
@@ -117,14 +98,9 @@ def scale(images: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield from _scaled(group, size)
 
 
-def _scaled(images: list[np.ndarray], size: int) -> np.ndarray:
-    frames = np.stack(images)
-    if frames.shape[1:3] == (size, size):
-        return frames
-    scaled = F.interpolate(
-        torch.from_numpy(frames).permute(0, 3, 1, 2), size=(size, size), mode="bilinear"
-    )
-    return scaled.permute(0, 2, 3, 1).numpy()
+def _scaled(images: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return F.interpolate(frames, size=size, mode="bilinear").permute(0, 2, 3, 1).numpy()
 
 
 def normalize(

@@ -84,14 +84,17 @@ def score_videos(
     """
     network.eval()
     for video in videos:
-        if video.views is None:
+        if video.frames is None:
             yield VideoScore(video.place, None, None, video.reason)
             continue
         with torch.inference_mode():
+            there = video.to(device)
             logits, probs = zip(
                 *(
-                    _score_views(network, views, mean, std, device, precision)
-                    for views in torch.split(video.views, views_per_pass)
+                    _score_views(
+                        network, there.stack(first, first + views_per_pass), mean, std, precision
+                    )
+                    for first in range(0, video.num_views, views_per_pass)
                 ),
                 strict=True,
             )
@@ -113,12 +116,11 @@ def _score_views(
     views: Tensor,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
-    device: torch.device,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Logits and softmax scores (views, K), each averaged over locations."""
-    clips = normalize(views.to(device, non_blocking=True), mean, std)
-    with autocast(device, precision):
+    clips = normalize(views, mean, std)
+    with autocast(views.device, precision):
         located = network.forward_locations(clips)  # type: ignore[operator]
     located = located.float().flatten(2)
     return located.mean(2).cpu(), located.softmax(1).mean(2).cpu()
