@@ -9,6 +9,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from videogn.commands.progress import num_cores, watched
@@ -86,14 +87,11 @@ def _check_outputs(out: Path, source: str, entries: Sequence[ListedVideo]) -> No
 def _examined(entries: Sequence[ListedVideo], arguments: argparse.Namespace) -> dict[str, Facts]:
     asked = (entry.path for entry in entries if entry.label is not None)
     paths = [path for path in dict.fromkeys(asked) if name_fault(path) is None]
-    progress = Progress(arguments.out / PROGRESS)
-    try:
+    with closing(Progress(arguments.out / PROGRESS)) as progress:
         found = examine_all(
             paths, progress, num_workers=arguments.workers, timeout=arguments.timeout
         )
         return {facts.path: facts for facts in watched(found, len(paths), "checked")}
-    finally:
-        progress.close()
 
 
 def report(verdicts: Sequence[Verdict]) -> dict[str, object]:

@@ -198,17 +198,19 @@ def _state(path: str) -> tuple[int, int]:
 def _decoded(path: str) -> tuple[int, str]:
     """Number of frames, and the first place where their presentation times do not rise."""
     fault, count = "", 0
-    before: int | None = None
+    last: tuple[int, float] | None = None
     for frame in decode_whole(path):
-        if not fault and frame.pts is None:
-            fault = f"frame {count} has no presentation time"
-        elif not fault and before is not None and frame.pts <= before:
-            shown, earlier = (float(pts * frame.time_base) for pts in (frame.pts, before))
-            fault = (
-                f"frame {count} is shown at {shown:.3f} s, "
-                f"not after frame {count - 1} at {earlier:.3f} s"
-            )
-        before, count = frame.pts, count + 1
+        pts, seconds = frame.pts, frame.time
+        if pts is None or seconds is None:
+            fault = fault or f"frame {count} has no presentation time"
+        else:
+            if last is not None and pts <= last[0]:
+                fault = fault or (
+                    f"frame {count} is shown at {seconds:.3f} s, "
+                    f"not after frame {count - 1} at {last[1]:.3f} s"
+                )
+            last = pts, seconds
+        count += 1
     return count, fault
 
 

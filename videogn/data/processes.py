@@ -43,7 +43,7 @@ def each_in_process(
             yield from _windowed(pool, work, paths, given_up, done, AHEAD * num_workers, timeout)
         except BaseException:
             # Leaving the pool would wait for the whole window otherwise.
-            pool.stop()
+            pool.stop()  # type: ignore[no-untyped-call]
             raise
 
 
