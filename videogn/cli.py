@@ -1,7 +1,7 @@
 """The command line: finds the command, and turns what goes wrong into one message and a code.
 
-Exit codes: 0 done; 1 the machine or the program failed; 2 the user gave something that cannot be
-used; 130 interrupted.
+Exit codes: 0 done; 1 the machine or the program failed, or a check found faults; 2 the user gave
+something that cannot be used; 130 interrupted.
 """
 
 import argparse
@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "turn a weight file into one of another program and prove it, or export it",
     "info": "show a network's layers, parameters, operations and memory",
     "data index": "make the packet index by which a data set is read faster",
+    "data check": "decode every video of a list whole and tell which are faulty",
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }
 """Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called. A

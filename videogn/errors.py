@@ -27,16 +27,18 @@ class DecodeError(UserError):
     Attributes:
         path: the file.
         reason: what is wrong with it, without the path.
+        code: the kind of fault in one word, one of those of ``videogn data check``.
     """
 
-    def __init__(self, path: str, reason: str) -> None:
+    def __init__(self, path: str, reason: str, code: str = "unreadable") -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+        self.code = code
 
-    def __reduce__(self) -> "tuple[type[DecodeError], tuple[str, str]]":
+    def __reduce__(self) -> "tuple[type[DecodeError], tuple[str, str, str]]":
         # Exceptions cross from data workers by pickle, which calls the class with ``args``.
-        return DecodeError, (self.path, self.reason)
+        return DecodeError, (self.path, self.reason, self.code)
 
 
 class RunError(UserError):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from videogn.data import annotations
-from videogn.data.annotations import VideoRecord, read_videos
+from videogn.data.annotations import VideoRecord, list_videos, read_videos
 from videogn.errors import AnnotationError
 
 
@@ -191,3 +191,40 @@ def test_kinetics_csv_of_several_splits_is_refused(tmp_path: Path) -> None:
 def test_kinetics_csv_with_too_many_classes_names_the_setting(tmp_path: Path) -> None:
     source = write(tmp_path / "a.csv", CSV)
     assert "set model.num_classes=2" in faults_of(source, num_classes=1)[0]
+
+
+def test_a_faulty_list_is_listed_with_its_faults(tmp_path: Path) -> None:
+    text = "a.mp4 0\nlonely\nb.mp4 x\nc.mp4 -9\na.mp4,0\na.mp4 1\n"
+    videos, names = list_videos(write(tmp_path / "list.txt", text))
+    assert names is None
+    assert [(Path(v.path).name, v.label) for v in videos] == [
+        ("a.mp4", 0),
+        ("lonely", None),
+        ("b.mp4", None),
+        ("c.mp4", -9),
+        ("a.mp4", 1),
+    ]
+    assert [v.fault for v in videos if v.fault] == [
+        "'lonely' is not of the form `path label`",
+        "the label 'x' of 'b.mp4' is not an integer",
+    ]
+    with pytest.raises(AnnotationError, match="names no video"):
+        list_videos(write(tmp_path / "empty.txt", "\n"))
+    with pytest.raises(AnnotationError, match="no such list"):
+        list_videos(str(tmp_path / "none.txt"))
+
+
+def test_trees_and_csvs_are_listed_as_they_are_read(tmp_path: Path) -> None:
+    touch(tmp_path / "tree", "run/b.mp4", "jump/a.mp4")
+    videos, names = list_videos(str(tmp_path / "tree"))
+    assert names == ("jump", "run")
+    assert [(v.path, v.label) for v in videos] == [
+        (r.path, r.label) for r in read_videos(str(tmp_path / "tree"), num_classes=2).records
+    ]
+    source = write(tmp_path / "a.csv", CSV + "harp,q,x,11,val\n,id,1,2,val\n")
+    videos, names = list_videos(source)
+    assert names == ("playing harp", "smoking, outside")
+    assert [v.label for v in videos] == [0, 1, 0, None, None]
+    assert videos[3].path == f"{source}:5"
+    assert videos[4].path == str(tmp_path / "id_000001_000002.mp4")
+    assert "whole seconds" in (videos[3].fault or "")

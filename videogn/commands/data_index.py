@@ -5,20 +5,18 @@ list and is found there by training and testing. Interrupted, the command goes o
 """
 
 import argparse
-import os
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from videogn.commands.progress import num_cores, watched
 from videogn.data.annotations import video_paths
-from videogn.data.index_file import Entry, IndexFile, index_path
+from videogn.data.index_file import IndexFile, index_path
 from videogn.data.indexing import make_index
 from videogn.errors import RunError
 from videogn.files import check_writable
 
-PROGRESS_SECONDS = 2.0
 MAX_SHOWN = 20
 
 
@@ -28,18 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", help="where relative paths start")
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=_num_cores(), help="default: %(default)s"
+        "--workers", metavar="N", type=int, default=num_cores(), help="default: %(default)s"
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
     )
-
-
-def _num_cores() -> int:
-    """Cores this process may use; a container may have fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -54,15 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = IndexFile(out, create=True)
     try:
-        entries = list(
-            _watched(
-                make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout),
-                len(paths),
-            )
-        )
+        entries = make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout)
+        # Without the packets, which fill the memory.
+        outcomes = [
+            Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)
+            for entry in watched(entries, len(paths), "indexed")
+        ]
     finally:
         file.close()
-    print("\n".join(describe(entries)))
+    print("\n".join(describe(outcomes)))
     print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -89,18 +80,3 @@ def describe(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield from (f"  - {outcome.path}: {outcome.reason}" for outcome in bad[:MAX_SHOWN])
         if len(bad) > MAX_SHOWN:
             yield f"  and {len(bad) - MAX_SHOWN:,} more"
-
-
-def _watched(entries: Iterable[Entry], total: int) -> Iterator[Outcome]:
-    """Pass entries on without their packets, with a progress line every few seconds."""
-    started = shown = time.monotonic()
-    for done, entry in enumerate(entries, start=1):
-        now = time.monotonic()
-        if now - shown > PROGRESS_SECONDS or done == total:
-            shown, pace = now, (now - started) / done
-            print(
-                f"indexed {done:,}/{total:,} videos  {1 / max(pace, 1e-9):.1f} videos/s  "
-                f"eta {(total - done) * pace:.0f} s",
-                flush=True,
-            )
-        yield Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)

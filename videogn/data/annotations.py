@@ -125,6 +125,88 @@ def video_paths(source: str, root: str | None = None) -> list[str]:
     return [record.path for record in videos.records]
 
 
+@dataclass(frozen=True)
+class ListedVideo:
+    """One entry of a list that may have faults.
+
+    Attributes:
+        path: the file to open.
+        label: class index, perhaps of no class; None where it cannot be read.
+        fault: why there is no label.
+    """
+
+    path: str
+    label: int | None
+    fault: str | None = None
+
+
+def list_videos(
+    source: str, root: str | None = None
+) -> tuple[list[ListedVideo], tuple[str, ...] | None]:
+    """The entries of a list, tree or csv, and its class names where it tells, faults and all.
+
+    A line that repeats an earlier one's path and label counts once.
+
+    Raises:
+        AnnotationError: there is no such list, it names no video, or cannot be read as a whole.
+    """
+    path = Path(source)
+    try:
+        entries, names = _list(path, root)
+    except OSError as error:
+        raise AnnotationError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    if not entries:
+        raise AnnotationError(f"{source}: names no video")
+    return list(dict.fromkeys(entries)), names
+
+
+def _list(path: Path, root: str | None) -> tuple[list[ListedVideo], tuple[str, ...] | None]:
+    if path.is_dir():
+        names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        tree = _read_tree(path, len(names), None)
+        return [ListedVideo(_absolute(r.path), r.label) for r in tree.records], tree.class_names
+    if not path.is_file():
+        raise AnnotationError(f"{path}: no such list of videos; give a list file, tree or csv")
+    text = _read_text(path)
+    folder = Path(root) if root is not None else path.parent
+    if _is_kinetics_csv(text):
+        return _list_kinetics_csv(path, text, folder)
+    lines = [(_absolute(folder / name), label) for _, name, label in _list_lines(text)]
+    return [_listed(video, label) for video, label in lines], None
+
+
+def _listed(path: str, label: int | str) -> ListedVideo:
+    if isinstance(label, int):
+        return ListedVideo(path, label)
+    return ListedVideo(path, None, label)
+
+
+def _list_kinetics_csv(
+    path: Path, text: str, root: Path
+) -> tuple[list[ListedVideo], tuple[str, ...]]:
+    rows = _kinetics_rows(path, text)
+    # A row's own line is not known once the next is read.
+    lines = [(rows.line_num, row) for row in rows]
+    stems = [_kinetics_stem(row) for _, row in lines]
+    sound = [row for (_, row), stem in zip(lines, stems, strict=True) if stem and row["label"]]
+    _check_one_split(path, Counter(row.get("split") or "" for row in sound))
+    names = sorted({row["label"] for row in sound})
+    index = {name: label for label, name in enumerate(names)}
+    files = _files_by_stem(root)
+    entries = []
+    for (line, row), stem in zip(lines, stems, strict=True):
+        # Where the row does not tell its file, its place stands for it.
+        name = files.get(stem, f"{stem}.mp4") if stem else None
+        video = _absolute(root / name) if name else f"{_absolute(path)}:{line}"
+        label = index.get(row["label"]) if stem else None
+        entries.append(_listed(video, _row_fault(row) if label is None else label))
+    return entries, tuple(names)
+
+
+def _absolute(path: str | Path) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links
+
+
 def check_label_order(videos: VideoList, names: Sequence[str], of: str) -> None:
     """Refuse a list whose labels mean other classes than its folders say.
 
@@ -213,21 +295,29 @@ def _read_list(
 ) -> VideoList:
     faults = _Faults(str(path))
     entries = []
+    for number, name, label in _list_lines(text):
+        if isinstance(label, int):
+            entries.append((number, name, label))
+        else:
+            faults.add(number, label)
+    records = _checked(entries, root, num_classes, faults)
+    return VideoList(str(path), records, tuple(class_names) if class_names else None)
+
+
+def _list_lines(text: str) -> Iterator[tuple[int, str, int | str]]:
+    """Each line's number, path and label; in place of a label that cannot be read, the fault."""
     # Not str.splitlines: a path may hold a character that it takes for the end of a line.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         name, label = _split_label(line)
         if not name:
-            faults.add(number, f"{line.strip()!r} is not of the form `path label`")
-            continue
+            yield number, line.strip(), f"{line.strip()!r} is not of the form `path label`"
         # Not int() alone: it takes 1_2 for twelve, which is rather the end of a file name.
-        if INTEGER.fullmatch(label):
-            entries.append((number, name, int(label)))
+        elif INTEGER.fullmatch(label):
+            yield number, name, int(label)
         else:
-            faults.add(number, f"the label {label!r} of {name!r} is not an integer")
-    records = _checked(entries, root, num_classes, faults)
-    return VideoList(str(path), records, tuple(class_names) if class_names else None)
+            yield number, name, f"the label {label!r} of {name!r} is not an integer"
 
 
 def _split_label(line: str) -> tuple[str, str]:
@@ -257,7 +347,7 @@ def _checked(
                 "mend it or set model.num_classes",
             )
             continue
-        path = os.path.abspath(root / name)  # noqa: PTH100 - resolve() would follow links
+        path = _absolute(root / name)
         if path not in seen:
             seen[path] = (line, label)
             records.append(VideoRecord(path, label, name))
@@ -329,29 +419,42 @@ def _is_kinetics_csv(text: str) -> bool:
 def _read_kinetics_csv(
     path: Path, text: str, root: Path, num_classes: int, class_names: Sequence[str] | None
 ) -> VideoList:
-    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    missing = [name for name in KINETICS_COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise AnnotationError(f"{path}:1: the csv has no column {', '.join(missing)}")
+    rows = _kinetics_rows(path, text)
     faults, lines, splits = _Faults(str(path)), [], Counter[str]()
     for row in rows:
         splits[row.get("split") or ""] += 1
         stem = _kinetics_stem(row)
         if stem is None or not row["label"]:
-            faults.add(rows.line_num, f"no label, id or whole seconds in {list(row.values())}")
+            faults.add(rows.line_num, _row_fault(row))
         else:
             lines.append((rows.line_num, row["label"], stem))
     faults.raise_if_any()
-    if len(splits) > 1:
-        raise AnnotationError(
-            f"{path}: holds several splits, {dict(splits)}; give a csv for each, or those videos "
-            "would be trained on and tested on at once"
-        )
+    _check_one_split(path, splits)
     names = _class_order(str(path), [label for _, label, _ in lines], num_classes, class_names)
     index = {name: label for label, name in enumerate(names)}
     files = _files_by_stem(root)
     entries = [(line, files.get(stem, f"{stem}.mp4"), index[label]) for line, label, stem in lines]
     return VideoList(str(path), _checked(entries, root, num_classes, faults), names)
+
+
+def _kinetics_rows(path: Path, text: str) -> "csv.DictReader[str]":
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    missing = [name for name in KINETICS_COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise AnnotationError(f"{path}:1: the csv has no column {', '.join(missing)}")
+    return rows
+
+
+def _row_fault(row: dict[str, str]) -> str:
+    return f"no label, id or whole seconds in {list(row.values())}"
+
+
+def _check_one_split(path: Path, splits: Counter[str]) -> None:
+    if len(splits) > 1:
+        raise AnnotationError(
+            f"{path}: holds several splits, {dict(splits)}; give a csv for each, or those videos "
+            "would be trained on and tested on at once"
+        )
 
 
 def _kinetics_stem(row: dict[str, str]) -> str | None:

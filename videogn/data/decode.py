@@ -94,7 +94,7 @@ class PyAVReader:
         self._kept: list[av.VideoFrame] | None = []
         self.num_frames = self.height = self.width = self._quarters = 0
         kept_bytes = 0
-        for frame in _decode(path):
+        for frame in decode_whole(path):
             if self.num_frames == 0:
                 self._quarters = quarter_turns(frame)
                 self._stored = frame.width, frame.height
@@ -125,7 +125,7 @@ class PyAVReader:
             return
         remaining = iter(rising)
         target = next(remaining)
-        for index, frame in enumerate(_decode(self._path)):
+        for index, frame in enumerate(decode_whole(self._path)):
             if index == target:
                 yield frame
                 target = next(remaining, -1)
@@ -158,7 +158,7 @@ class DecordReader:
             self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
             self.num_frames = len(self._reader)
             if self.num_frames == 0:
-                raise DecodeError(path, "no frames")
+                raise DecodeError(path, "no frames", "zero_frames")
             self.height, self.width = self._reader[0].shape[:2]
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
@@ -203,7 +203,7 @@ def checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
     return rising
 
 
-def _decode(path: str) -> Iterator[av.VideoFrame]:
+def decode_whole(path: str) -> Iterator[av.VideoFrame]:
     """Every frame of the best video stream, in the order a player shows them.
 
     Raises:
@@ -247,8 +247,9 @@ def _check_regular_file(path: str) -> None:
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        raise DecodeError(path, reason) from error
+        if isinstance(error, FileNotFoundError):
+            raise DecodeError(path, "no such file", "missing") from error
+        raise DecodeError(path, str(error.strerror)) from error
     if not stat.S_ISREG(mode):
         raise DecodeError(path, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
 
@@ -262,10 +263,11 @@ def best_stream(path: str, container: Any) -> Any:
     stream = container.streams.best("video")
     # The cover picture of a song counts as a stream of one frame.
     if stream is None or stream.disposition & Disposition.attached_pic:
-        raise DecodeError(path, "no video stream")
+        raise DecodeError(path, "no video stream", "no_video_stream")
     context = stream.codec_context
     if max(context.width, context.height) > MAX_SIDE:
-        raise DecodeError(path, f"frames of {context.width}x{context.height} pixels are too large")
+        size = f"{context.width}x{context.height}"
+        raise DecodeError(path, f"frames of {size} pixels are too large", "huge")
     # The option given on opening bounds probing only, this one decoding.
     context.options = {"max_pixels": str(MAX_PIXELS)}
     # Frame threads swallow errors at the end of cut files; loader workers give the parallelism.
@@ -298,7 +300,8 @@ class Evidence:
         if packet.duration and not packet.is_discard:
             self._sum += float(packet.duration * packet.time_base)
         if packet.is_corrupt:
-            raise DecodeError(self._path, f"truncated or damaged after {self._frames} frames")
+            reason = f"truncated or damaged after {self._frames} frames"
+            raise DecodeError(self._path, reason, "truncated")
 
     def see_frame(self, frame: av.VideoFrame) -> None:
         """Count a frame and the time it is shown until."""
@@ -313,7 +316,7 @@ class Evidence:
     def judge(self) -> None:
         """Compare what came with what the headers claim."""
         if self._frames == 0:
-            raise DecodeError(self._path, "no frames")
+            raise DecodeError(self._path, "no frames", "zero_frames")
         if "matroska" in self._format:
             self._judge_size()
             return
@@ -322,7 +325,8 @@ class Evidence:
         # A count alone proves nothing: an edit list hides frames that mp4 counts, and avi counts
         # the pauses of a video too. Both know how long it lasts.
         if short and self._ends_early():
-            raise DecodeError(self._path, f"truncated: holds {self._packets} of {claimed} frames")
+            reason = f"truncated: holds {self._packets} of {claimed} frames"
+            raise DecodeError(self._path, reason, "truncated")
 
     def _ends_early(self) -> bool:
         if self._stream.duration is None:
@@ -334,15 +338,16 @@ class Evidence:
         return lasted < 0.99 * duration - 0.1
 
     def _judge_size(self) -> None:
-        expected, size = _matroska_size(self._path), Path(self._path).stat().st_size
+        expected, size = matroska_size(self._path), Path(self._path).stat().st_size
         if expected is not None and size < expected:
-            raise DecodeError(self._path, f"truncated: holds {size} of {expected} bytes")
+            reason = f"truncated: holds {size} of {expected} bytes"
+            raise DecodeError(self._path, reason, "truncated")
 
 
 SEGMENT_ID = bytes.fromhex("18538067")
 
 
-def _matroska_size(path: str) -> int | None:
+def matroska_size(path: str) -> int | None:
     """Bytes a Matroska or WebM file must have by its own header; None where it does not say."""
     with Path(path).open("rb") as file:
         head = file.read(256)
@@ -375,7 +380,8 @@ def errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
     except DecodeError:
         raise
     except MemoryError as error:
-        raise DecodeError(path, f"needs more memory than a worker may use ({where()})") from error
+        reason = f"needs more memory than a worker may use ({where()})"
+        raise DecodeError(path, reason, "huge") from error
     except BAD_FILE_ERRORS as error:
         raise DecodeError(path, f"decode error {where()}: {_first_line(error)}") from error
 
