@@ -95,7 +95,7 @@ def test_a_video_that_takes_too_long_is_given_up(make_video, tmp_path):
     path = str(make_video(num_frames=200, size=(480, 640)))
     file = IndexFile(tmp_path / "index", create=True)
     [entry] = make_index([path], file, num_workers=1, timeout=0.01)
-    assert "not indexed within" in entry.reason
+    assert "not done within" in entry.reason
     assert file.find(path) is None
 
 

@@ -5,64 +5,41 @@ list and is found there by training and testing. Interrupted, the command goes o
 """
 
 import argparse
-import os
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from videogn.commands.options import add_list, add_workers, check_workers, watched
 from videogn.data.annotations import video_paths
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
-from videogn.errors import RunError
 from videogn.files import check_writable
 
-PROGRESS_SECONDS = 2.0
 MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
-    parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
-    parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+    add_list(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
-    parser.add_argument(
-        "--workers", metavar="N", type=int, default=_num_cores(), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
-    )
-
-
-def _num_cores() -> int:
-    """Cores this process may use; a container may have fewer than the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
-    if arguments.workers < 1 or not arguments.timeout > 0:
-        raise RunError(
-            f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
-        )
+    check_workers(arguments)
     paths = video_paths(arguments.list, arguments.root)
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     file = IndexFile(out, create=True)
     try:
-        entries = list(
-            _watched(
-                make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout),
-                len(paths),
-            )
-        )
+        entries = make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout)
+        outcomes = [_without_packets(entry) for entry in watched(entries, len(paths), "indexed")]
     finally:
         file.close()
-    print("\n".join(describe(entries)))
+    print("\n".join(describe(outcomes)))
     print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -91,16 +68,5 @@ def describe(outcomes: Sequence[Outcome]) -> Iterator[str]:
             yield f"  and {len(bad) - MAX_SHOWN:,} more"
 
 
-def _watched(entries: Iterable[Entry], total: int) -> Iterator[Outcome]:
-    """Pass entries on without their packets, with a progress line every few seconds."""
-    started = shown = time.monotonic()
-    for done, entry in enumerate(entries, start=1):
-        now = time.monotonic()
-        if now - shown > PROGRESS_SECONDS or done == total:
-            shown, pace = now, (now - started) / done
-            print(
-                f"indexed {done:,}/{total:,} videos  {1 / max(pace, 1e-9):.1f} videos/s  "
-                f"eta {(total - done) * pace:.0f} s",
-                flush=True,
-            )
-        yield Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)
+def _without_packets(entry: Entry) -> Outcome:
+    return Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)

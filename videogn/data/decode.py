@@ -89,7 +89,7 @@ class PyAVReader:
         self._converter: RgbConverter | None = None
         self.num_frames = 0
         kept_bytes = 0
-        for frame in _decode(path):
+        for frame in all_frames(path):
             self._converter = self._converter or RgbConverter.like(frame)
             self.num_frames += 1
             kept_bytes += _bytes_of(frame)
@@ -117,7 +117,7 @@ class PyAVReader:
             return
         remaining = iter(rising)
         target = next(remaining)
-        for index, frame in enumerate(_decode(self._path)):
+        for index, frame in enumerate(all_frames(self._path)):
             if index == target:
                 yield frame
                 target = next(remaining, -1)
@@ -188,7 +188,7 @@ def checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
     return rising
 
 
-def _decode(path: str) -> Iterator[av.VideoFrame]:
+def all_frames(path: str) -> Iterator[av.VideoFrame]:
     """Every frame of the best video stream, in the order a player shows them.
 
     Raises:

@@ -2,23 +2,15 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures import TimeoutError as FutureTimeout
-from itertools import islice
 from pathlib import Path
 
-from pebble import ProcessExpired, ProcessPool
-
 from videogn.data.index_file import Entry, IndexFile
-from videogn.data.loader import prepare_worker, worker_context
+from videogn.data.killable import run_all
 from videogn.data.packets import NotIndexableError, PacketIndex, index_video
 from videogn.errors import DecodeError
 
 SAVE_SECONDS = 5.0
 """Entries reach the disk at least this often."""
-
-AHEAD = 4
-"""Videos that wait for each process."""
 
 UNKNOWN = -1
 """Size and time of a file that is missing; such an entry is not remembered."""
@@ -57,33 +49,8 @@ def make_index(
 
 
 def _index_all(paths: list[str], num_workers: int, timeout: float) -> Iterator[Entry]:
-    with ProcessPool(
-        max_workers=num_workers,
-        context=worker_context(),
-        initializer=prepare_worker,
-        initargs=[0],
-    ) as pool:
-        # A window of videos, for a list may have hundreds of thousands.
-        remaining = iter(paths)
-        waiting: dict[Future[Entry], str] = {}
-        while True:
-            for path in islice(remaining, AHEAD * num_workers - len(waiting)):
-                waiting[pool.schedule(index_entry, args=[path], timeout=timeout)] = path
-            if not waiting:
-                return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield _outcome(waiting.pop(future), future, timeout)
-
-
-def _outcome(path: str, future: Future[Entry], timeout: float) -> Entry:
-    try:
-        return future.result()
-    except FutureTimeout:
-        return _not_tried(path, f"not indexed within {timeout:g} seconds")
-    except ProcessExpired as error:
-        return _not_tried(path, f"the decoder's process ended with exit code {error.exitcode}")
-    except MemoryError:
-        return _not_tried(path, "needs more memory than a worker may use")
+    for path, outcome in run_all(index_entry, paths, num_workers=num_workers, timeout=timeout):
+        yield outcome if isinstance(outcome, Entry) else _not_tried(path, outcome.reason)
 
 
 def index_entry(path: str) -> Entry:

@@ -1,0 +1,73 @@
+"""Work on many files, in processes that a bad file can take down alone."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import torch
+from pebble import ProcessExpired, ProcessPool
+
+from videogn.data.loader import prepare_worker, worker_context
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+AHEAD = 4
+"""Tasks that wait for each process."""
+
+
+class Lost(NamedTuple):
+    """What stands for the result of a task whose process ended before it; another machine, or a
+    quieter one, may do better.
+
+    Attributes:
+        reason: why it ended.
+    """
+
+    reason: str
+
+
+def run_all(
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, num_workers: int, timeout: float
+) -> Iterator[tuple[Task, Result | Lost]]:
+    """Call ``function`` with every task, in ``num_workers`` processes.
+
+    Args:
+        timeout: seconds after which a task is given up and its process killed.
+
+    Yields:
+        Tasks with their results, in no particular order.
+    """
+    with ProcessPool(
+        max_workers=num_workers, context=worker_context(), initializer=_prepare
+    ) as pool:
+        # A window of tasks, for a list may have hundreds of thousands.
+        remaining = iter(tasks)
+        waiting: dict[Future[Result], Task] = {}
+        while True:
+            for task in islice(remaining, AHEAD * num_workers - len(waiting)):
+                waiting[pool.schedule(function, args=[task], timeout=timeout)] = task
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                task, result = waiting.pop(future), _result(future, timeout)
+                yield task, result
+
+
+def _prepare() -> None:
+    prepare_worker(0)
+    # As in the loader's workers, so that times measured here are theirs.
+    torch.set_num_threads(1)
+
+
+def _result(future: Future[Result], timeout: float) -> Result | Lost:
+    try:
+        return future.result()
+    except FutureTimeout:
+        return Lost(f"not done within {timeout:g} seconds")
+    except ProcessExpired as error:
+        return Lost(f"the decoder's process ended with exit code {error.exitcode}")
+    except MemoryError:
+        return Lost("needs more memory than a worker may use")
