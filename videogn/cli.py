@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "turn a weight file into one of another program and prove it, or export it",
     "info": "show a network's layers, parameters, operations and memory",
     "data index": "make the packet index by which a data set is read faster",
+    "data stats": "tell what a data set holds and how fast it is read",
     "data prepare": "re-encode a data set so that its clips are read faster still",
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }

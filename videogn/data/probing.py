@@ -82,3 +82,11 @@ def clip_seconds(clips: RandomClips, path: str, num_clips: int) -> float:
         clips.read(path, np.random.default_rng(number))
         seconds.append(time.process_time() - started)
     return statistics.median(seconds)
+
+
+def try_clip_seconds(clips: RandomClips, path: str, *, num_clips: int) -> float | Unreadable:
+    """:func:`clip_seconds`, without an error over the file's content."""
+    try:
+        return clip_seconds(clips, path, num_clips)
+    except DecodeError as error:
+        return Unreadable(error.reason)
