@@ -23,6 +23,9 @@ COMMANDS = {
     "info": "show a network's layers, parameters, operations and memory",
     "data index": "make the packet index by which a data set is read faster",
     "data check": "decode every video of a list whole and tell which are faulty",
+    "data stats": "tell what a data set holds and how fast it is read",
+    "data show": "draw the clips that training sees",
+    "data prepare": "re-encode a data set so that its clips are read faster still",
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }
 """Name -> what it does; each is the module ``videogn.commands.<name>``, imported when called. A

@@ -177,7 +177,7 @@ def test_failed_start_leaves_the_folder_free(tiny, capsys) -> None:
 
 def test_dry_run_samples_the_whole_list() -> None:
     for length in (1, 19, 20, 21, 39, 1000):
-        chosen = train_command._spread(list(range(length)), 20)
+        chosen = train_command.spread(list(range(length)), 20)
         assert len(chosen) == min(20, length)
         assert chosen[0] == 0
         assert chosen[-1] >= length - length / 20 - 1

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from videogn.commands.progress import num_cores, watched
+from videogn.commands.options import num_cores, watched
 from videogn.data.annotations import ListedVideo, list_videos
 from videogn.data.checking import (
     REASONS,

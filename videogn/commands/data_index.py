@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from videogn.commands.progress import num_cores, watched
+from videogn.commands.options import add_list, add_workers, check_workers, watched
 from videogn.data.annotations import video_paths
-from videogn.data.index_file import IndexFile, index_path
+from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
-from videogn.errors import RunError
 from videogn.files import check_writable
 
 MAX_SHOWN = 20
@@ -22,23 +21,14 @@ MAX_SHOWN = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
-    parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
-    parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+    add_list(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
-    parser.add_argument(
-        "--workers", metavar="N", type=int, default=num_cores(), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
-    )
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
-    if arguments.workers < 1 or not arguments.timeout > 0:
-        raise RunError(
-            f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
-        )
+    check_workers(arguments)
     paths = video_paths(arguments.list, arguments.root)
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
@@ -46,11 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     file = IndexFile(out, create=True)
     try:
         entries = make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout)
-        # Without the packets, which fill the memory.
-        outcomes = [
-            Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)
-            for entry in watched(entries, len(paths), "indexed")
-        ]
+        outcomes = [_without_packets(entry) for entry in watched(entries, len(paths), "indexed")]
     finally:
         file.close()
     print("\n".join(describe(outcomes)))
@@ -80,3 +66,7 @@ def describe(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield from (f"  - {outcome.path}: {outcome.reason}" for outcome in bad[:MAX_SHOWN])
         if len(bad) > MAX_SHOWN:
             yield f"  and {len(bad) - MAX_SHOWN:,} more"
+
+
+def _without_packets(entry: Entry) -> Outcome:
+    return Outcome(entry.path, entry.index is not None, entry.readable, entry.reason)

@@ -1,7 +1,7 @@
 """What training and testing share: the network a config names, its weights and its input."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from videogn.data.annotations import (
     read_class_names,
     read_videos,
 )
+from videogn.data.dataset import RandomClips
+from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.opening import VideoOpener
 from videogn.engine.runs import RunFolder
@@ -129,6 +131,19 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
             f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
         )
     return VideoOpener(data.reader, path if path.is_file() else None)
+
+
+def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> RandomClips:
+    """How training draws its clips."""
+    return RandomClips(
+        num_frames=clip.num_frames,
+        frame_stride=clip.frame_stride,
+        short_side_min=clip.short_side_min,
+        short_side_max=clip.short_side_max,
+        crop_size=clip.crop_size,
+        flip_probability=clip.flip_probability,
+        open_video=open_video,
+    )
 
 
 def list_source(data: DataConfig, key: str) -> str:

@@ -12,13 +12,14 @@ from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import (
     build_model,
     check_network,
+    clips_of,
     input_scale,
     list_of,
     spec_of,
     video_opener,
 )
 from videogn.config import Config, LoadedConfig, load_config
-from videogn.data.annotations import VideoList, VideoRecord
+from videogn.data.annotations import VideoList, VideoRecord, spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.decode import READERS
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
@@ -229,16 +230,7 @@ def _triple(values: tuple[float, float, float]) -> str:
 
 def random_clips(config: Config, key: str) -> RandomClips:
     """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
-    clip = config.clip
-    return RandomClips(
-        num_frames=clip.num_frames,
-        frame_stride=clip.frame_stride,
-        short_side_min=clip.short_side_min,
-        short_side_max=clip.short_side_max,
-        crop_size=clip.crop_size,
-        flip_probability=clip.flip_probability,
-        open_video=video_opener(config.data, key),
-    )
+    return clips_of(config.clip, video_opener(config.data, key))
 
 
 def _train_loader(
@@ -290,7 +282,7 @@ def dry_run(prepared: Prepared, world: World) -> int:
         *prepared.train_list.records,
         *(prepared.val_list.records if prepared.val_list else ()),
     ]
-    _check_videos(_spread(records, DRY_RUN_VIDEOS), READERS[config.data.reader])
+    _check_videos(spread(records, DRY_RUN_VIDEOS), READERS[config.data.reader])
     lone = World(0, 1, world.device)
     run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
     sharing = plan.world_size if world.device.type == "cpu" else 1
@@ -308,12 +300,6 @@ def dry_run(prepared: Prepared, world: World) -> int:
     _say(_step_time(prepared, run, lone))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0
-
-
-def _spread(records: list[VideoRecord], count: int) -> list[VideoRecord]:
-    """At most ``count`` records, evenly spaced over the list."""
-    count = min(count, len(records))
-    return [records[place * len(records) // count] for place in range(count)]
 
 
 def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -> None:

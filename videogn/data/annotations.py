@@ -107,8 +107,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def video_paths(source: str, root: str | None = None) -> list[str]:
-    """Files of a list, tree or csv, whatever their labels mean.
+def read_any_videos(source: str, root: str | None = None) -> VideoList:
+    """A list, tree or csv with as many classes as it has, whatever its labels mean.
 
     Raises:
         AnnotationError: as :func:`read_videos` does.
@@ -116,13 +116,27 @@ def video_paths(source: str, root: str | None = None) -> list[str]:
     path = Path(source)
     names: Sequence[str] | None = None
     if path.is_dir():
-        names = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        names = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     elif path.is_file() and _is_kinetics_csv(text := _read_text(path)):
         rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
         names = sorted({row["label"] for row in rows if row.get("label")})
     num_classes = len(names) if names is not None else ANY_LABEL
-    videos = read_videos(source, num_classes=num_classes, root=root, class_names=names)
-    return [record.path for record in videos.records]
+    return read_videos(source, num_classes=num_classes, root=root, class_names=names)
+
+
+def video_paths(source: str, root: str | None = None) -> list[str]:
+    """Files of a list, tree or csv, whatever their labels mean.
+
+    Raises:
+        AnnotationError: as :func:`read_videos` does.
+    """
+    return [record.path for record in read_any_videos(source, root).records]
+
+
+def spread(records: Sequence[VideoRecord], count: int) -> list[VideoRecord]:
+    """At most ``count`` records, evenly spaced over the list."""
+    count = min(count, len(records))
+    return [records[place * len(records) // count] for place in range(count)]
 
 
 @dataclass(frozen=True)

@@ -1,80 +1,110 @@
-"""Work on many videos, in processes that a bad file can take down alone."""
+"""Work on many files, in processes that a bad file can take down alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import torch
 from pebble import ProcessExpired, ProcessPool
 
 from videogn.data.loader import prepare_worker, worker_context
 from videogn.errors import DecodeError
 
-T = TypeVar("T")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 AHEAD = 4
-"""Videos that wait for each process."""
+"""Tasks that wait for each process."""
 
 
-def each_in_process(
-    work: Callable[[str], T],
-    paths: Iterable[str],
+class Lost(NamedTuple):
+    """What stands for the result of a task whose process ended before it; another machine, or a
+    quieter one, may do better.
+
+    Attributes:
+        reason: why it ended.
+        code: the kind of fault, as :class:`videogn.errors.DecodeError` has it.
+    """
+
+    reason: str
+    code: str = "unreadable"
+
+
+def run_all(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
     *,
-    given_up: Callable[[DecodeError], T],
-    done: str,
     num_workers: int,
     timeout: float,
-) -> Iterator[T]:
-    """What ``work`` gives for each path, in no particular order.
+    done: str = "done",
+) -> Iterator[tuple[Task, Result | Lost]]:
+    """Call ``function`` with every task, in ``num_workers`` processes.
 
     Args:
-        given_up: the result for a path whose process was killed, ended or ran out of memory.
-        done: what the work is called, for that error: "indexed".
-        timeout: seconds after which a video is given up and its process killed.
+        timeout: seconds after which a task is given up and its process killed.
+        done: what that error says was not done in time: "indexed".
+
+    Yields:
+        Tasks with their results, in no particular order.
     """
     with ProcessPool(
-        max_workers=num_workers,
-        context=worker_context(),
-        initializer=prepare_worker,
-        initargs=[0],
+        max_workers=num_workers, context=worker_context(), initializer=_prepare
     ) as pool:
         try:
-            yield from _windowed(pool, work, paths, given_up, done, AHEAD * num_workers, timeout)
+            # A window of tasks, for a list may have hundreds of thousands.
+            remaining = iter(tasks)
+            waiting: dict[Future[Result], Task] = {}
+            while True:
+                for task in islice(remaining, AHEAD * num_workers - len(waiting)):
+                    waiting[pool.schedule(function, args=[task], timeout=timeout)] = task
+                if not waiting:
+                    return
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    task = waiting.pop(future)
+                    result = _result(future, done, timeout)
+                    yield task, result
         except BaseException:
             # Leaving the pool would wait for the whole window otherwise.
             pool.stop()  # type: ignore[no-untyped-call]
             raise
 
 
-def _windowed(
-    pool: ProcessPool,
-    work: Callable[[str], T],
+def each_in_process(
+    work: Callable[[str], Result],
     paths: Iterable[str],
-    given_up: Callable[[DecodeError], T],
+    *,
+    given_up: Callable[[DecodeError], Result],
     done: str,
-    window: int,
+    num_workers: int,
     timeout: float,
-) -> Iterator[T]:
-    # A window of videos, for a list may have hundreds of thousands.
-    remaining = iter(paths)
-    waiting: dict[Future[T], str] = {}
-    while True:
-        for path in islice(remaining, window - len(waiting)):
-            waiting[pool.schedule(work, args=[path], timeout=timeout)] = path
-        if not waiting:
-            return
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            result = _outcome(waiting.pop(future), future, done, timeout)
-            yield given_up(result) if isinstance(result, DecodeError) else result
+) -> Iterator[Result]:
+    """What ``work`` gives for each path, in no particular order.
+
+    Args:
+        given_up: the result for a path whose process was killed, ended or ran out of memory.
+        done, timeout: as :func:`run_all` has them.
+    """
+    for path, result in run_all(work, paths, num_workers=num_workers, timeout=timeout, done=done):
+        if isinstance(result, Lost):
+            yield given_up(DecodeError(path, result.reason, result.code))
+        else:
+            yield result
 
 
-def _outcome(path: str, future: Future[T], done: str, timeout: float) -> T | DecodeError:
+def _prepare() -> None:
+    prepare_worker(0)
+    # As in the loader's workers, so that times measured here are theirs.
+    torch.set_num_threads(1)
+
+
+def _result(future: Future[Result], done: str, timeout: float) -> Result | Lost:
     try:
         return future.result()
     except FutureTimeout:
-        return DecodeError(path, f"not {done} within {timeout:g} seconds")
+        return Lost(f"not {done} within {timeout:g} seconds")
     except ProcessExpired as error:
-        return DecodeError(path, f"the decoder's process ended with exit code {error.exitcode}")
+        return Lost(f"the decoder's process ended with exit code {error.exitcode}")
     except MemoryError:
-        return DecodeError(path, "needs more memory than a worker may use", "huge")
+        return Lost("needs more memory than a worker may use", "huge")

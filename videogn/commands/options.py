@@ -1,0 +1,67 @@
+"""Options and defaults that several commands share."""
+
+import argparse
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from videogn.errors import RunError
+
+Item = TypeVar("Item")
+
+PROGRESS_SECONDS = 2.0
+
+
+def num_cores() -> int:
+    """Cores this process may use; a container may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """The list of videos that a command works on, and where its paths start."""
+    parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
+    parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """How many processes a command starts, and how long each may take for one video."""
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=num_cores(), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
+    )
+
+
+def check_workers(arguments: argparse.Namespace) -> None:
+    """Refuse a number or time that is not above 0.
+
+    Raises:
+        RunError: with the values.
+    """
+    if arguments.workers < 1 or not arguments.timeout > 0:
+        raise RunError(
+            f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
+        )
+
+
+def watched(items: Iterable[Item], total: int, done: str) -> Iterator[Item]:
+    """Pass items on, with a progress line every few seconds.
+
+    Args:
+        done: what was done with them: "indexed".
+    """
+    started = shown = time.monotonic()
+    for count, item in enumerate(items, start=1):
+        now = time.monotonic()
+        if now - shown > PROGRESS_SECONDS or count == total:
+            shown, pace = now, (now - started) / count
+            print(
+                f"{done} {count:,}/{total:,} videos  {1 / max(pace, 1e-9):.1f} videos/s  "
+                f"eta {(total - count) * pace:.0f} s",
+                flush=True,
+            )
+        yield item
