@@ -102,10 +102,13 @@ def test_each_damage_has_its_code(kind, code, detail, make_video, tmp_path):
     assert str(path) not in facts.detail
 
 
-def test_too_many_pixels(make_video, monkeypatch):
+@pytest.mark.parametrize(("name", "limit"), [("MAX_SIDE", 95), ("MAX_PIXELS", 64 * 96 - 1)])
+def test_too_many_pixels(name, limit, make_video, monkeypatch):
     path = str(make_video(size=(64, 96)))
-    monkeypatch.setattr(decode, "MAX_SIDE", 95)
-    assert examine(path).code == "huge"
+    assert examine(path).code is None
+    monkeypatch.setattr(decode, name, limit)
+    facts = examine(path)
+    assert (facts.code, facts.detail) == ("huge", "frames of 96x64 pixels are too large")
 
 
 @pytest.mark.parametrize(

@@ -265,9 +265,9 @@ def best_stream(path: str, container: Any) -> Any:
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise DecodeError(path, "no video stream", "no_video_stream")
     context = stream.codec_context
-    if max(context.width, context.height) > MAX_SIDE:
-        size = f"{context.width}x{context.height}"
-        raise DecodeError(path, f"frames of {size} pixels are too large", "huge")
+    width, height = context.width, context.height
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise DecodeError(path, f"frames of {width}x{height} pixels are too large", "huge")
     # The option given on opening bounds probing only, this one decoding.
     context.options = {"max_pixels": str(MAX_PIXELS)}
     # Frame threads swallow errors at the end of cut files; loader workers give the parallelism.
