@@ -59,14 +59,6 @@ def test_bad_videos_are_listed_and_left_out(video_list, capsys):
     assert sorted(path.name for path in (out / "videos" / "run").iterdir()) == ["0.mp4", "2.mp4"]
 
 
-def test_video_that_takes_too_long_is_given_up(video_list, capsys):
-    code, out = prepare(video_list, "--sample", "0", "--timeout", "0.001")
-    assert code == 1
-    assert "not done within 0.001 seconds" in capsys.readouterr().out
-    assert not [path for path in out.rglob("*") if path.suffix == ".mp4"]
-    assert prepare(video_list, "--sample", "0")[0] == 0
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -16,8 +16,10 @@ from videogn.data.preparing import (
     Task,
     output_names,
     prepare,
+    prepare_all,
     prepared_size,
 )
+from videogn.data.processes import Lost
 
 SETTINGS = Settings(short_side=64, gop=8, crf=12, preset="ultrafast", tune="fastdecode")
 
@@ -164,6 +166,19 @@ def test_journal_knows_what_holds(make_video, tmp_path) -> None:
     assert Journal(tmp_path).find(task) == again
     (tmp_path / "b.mp4").unlink()
     assert Journal(tmp_path).find(task) is None
+
+
+def test_killed_process_leaves_nothing(tmp_path, monkeypatch) -> None:
+    left = [tmp_path / "b.mp4", tmp_path / ".b.mp4.x1y2.mp4"]
+    for path in (*left, tmp_path / ".bb.mp4.x1y2.mp4"):
+        path.write_bytes(b"half")
+    task = Task("/a.mp4", str(tmp_path), "b.mp4", SETTINGS)
+    monkeypatch.setattr(
+        "videogn.data.preparing.run_all", lambda *_, **__: iter([(task, Lost("killed"))])
+    )
+    outcomes = list(prepare_all([task], Journal(tmp_path), num_workers=1, timeout=1.0))
+    assert outcomes == [Failed("/a.mp4", "killed")]
+    assert [path.name for path in tmp_path.iterdir()] == [".bb.mp4.x1y2.mp4"]
 
 
 def test_names_stay_inside_the_folder_and_differ() -> None:

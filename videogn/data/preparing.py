@@ -208,7 +208,10 @@ def prepare_all(
             yield known
     for task, outcome in run_all(prepare, missing, num_workers=num_workers, timeout=timeout):
         if isinstance(outcome, Lost):
-            _remove_leftovers(Path(task.folder, task.name))
+            target = Path(task.folder, task.name)
+            _remove_leftovers(target)
+            # It may have been whole just before its process was killed; nobody has seen the proof.
+            target.unlink(missing_ok=True)
             yield Failed(task.source, outcome.reason)
             continue
         if isinstance(outcome, Done):
