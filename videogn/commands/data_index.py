@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from videogn.data.annotations import video_paths
+from videogn.data.annotations import ListFormat, video_paths
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
 from videogn.errors import RunError
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
     parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
     parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+    parser.add_argument(
+        "--format", choices=get_args(ListFormat), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--allow-outside-root", action="store_true", help="for lists that you trust"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
     parser.add_argument(
         "--workers", metavar="N", type=int, default=_num_cores(), help="default: %(default)s"
@@ -48,7 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise RunError(
             f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
         )
-    paths = video_paths(arguments.list, arguments.root)
+    paths = video_paths(
+        arguments.list,
+        arguments.root,
+        format=arguments.format,
+        allow_outside_root=arguments.allow_outside_root,
+    )
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)

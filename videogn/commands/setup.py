@@ -80,7 +80,15 @@ def list_of(
             f"data.{key}=PATH"
         )
     names = _class_names(data, num_classes, class_names, names_of)
-    videos = read_videos(source, num_classes=num_classes, root=data.root, class_names=names)
+    videos = read_videos(
+        source,
+        num_classes=num_classes,
+        root=data.root,
+        class_names=names,
+        format=data.format,
+        subset="train" if key == "train" else "test",
+        allow_outside_root=data.allow_outside_root,
+    )
     if names is not None:
         check_label_order(videos, names, data.class_names or names_of)
     return videos
