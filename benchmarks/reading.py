@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 
-from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import RandomClips, TestDataset
 from videogn.data.decode import PyAVReader
+from videogn.data.list_checks import VideoRecord
 from videogn.data.packets import IndexedReader, PacketIndex, decode_frames, index_video
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.synthetic import blotches

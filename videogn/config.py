@@ -40,13 +40,32 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     train: str = ""
-    """Training videos: a list file, a class-folder tree or a Kinetics csv."""
+    """Training videos: a list file, a class-folder tree, a Kinetics csv, or another ``format``."""
     val: str = ""
     """Validation videos, measured during training."""
     test: str = ""
     """Videos of the 10-clip test."""
     root: str | None = None
     """Folder that relative paths start at; the list's own folder where null."""
+    format: Literal[
+        "auto",
+        "list",
+        "tree",
+        "kinetics",
+        "slowfast",
+        "mmaction2",
+        "ucf101",
+        "hmdb51",
+        "ssv2",
+        "table",
+    ] = "auto"
+    """Layout of the lists; ``auto`` tells it by their content. ``mmaction2`` must be named where
+    lines are ``path num_frames label``. HMDB51 is a pattern such as
+    ``splits/*_test_split1.txt``: ``train`` takes its training videos, ``val`` and ``test`` its
+    test videos."""
+    allow_outside_root: bool = False
+    """Whether entries may lie outside ``root``, through links, ``..`` or absolute paths. Without
+    a root, a list of nothing but absolute paths has their common folder for it."""
     class_names: str | None = None
     """File of class names in label order, one per line, for lists whose labels are numbers."""
     mean: Triple | None = None

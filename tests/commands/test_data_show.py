@@ -6,9 +6,9 @@ from videogn.cli import main
 from videogn.commands.data_show import CAPTION, CELL, GAP, MARGIN, Row, draw
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
-from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import TrainDataset
 from videogn.data.decode import PyAVReader
+from videogn.data.list_checks import VideoRecord
 
 
 @pytest.fixture

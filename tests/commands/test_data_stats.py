@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from videogn.cli import main
 from videogn.commands.data_stats import Stats, as_json, clips_per_second, describe, plot
-from videogn.data.annotations import VideoList, VideoRecord
+from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.probing import Probe
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from videogn.data import annotations
-from videogn.data.annotations import VideoRecord, list_videos, read_videos
+from videogn.data.annotations import read_videos
+from videogn.data.list_checks import VideoRecord
+from videogn.data.listed import list_videos
 from videogn.errors import AnnotationError
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from videogn.data import checking, decode
-from videogn.data.annotations import ListedVideo
 from videogn.data.checking import Facts, Progress, examine, examine_all, judge, name_fault
+from videogn.data.listed import ListedVideo
 from videogn.errors import DecodeError, UserError
 
 FAULTY_FOOTAGE = {

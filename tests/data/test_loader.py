@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset
+from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
     TrainBatches,
     build_test_loader,

@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from videogn.data.annotations import VideoRecord
 from videogn.data.decode import PyAVReader, decode_whole
+from videogn.data.list_checks import VideoRecord
 from videogn.data.preparing import (
     Done,
     Failed,

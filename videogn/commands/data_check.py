@@ -13,7 +13,6 @@ from contextlib import closing
 from pathlib import Path
 
 from videogn.commands.options import num_cores, watched
-from videogn.data.annotations import ListedVideo, list_videos
 from videogn.data.checking import (
     REASONS,
     Facts,
@@ -23,6 +22,7 @@ from videogn.data.checking import (
     judge,
     name_fault,
 )
+from videogn.data.listed import ListedVideo, list_videos
 from videogn.errors import RunError
 from videogn.files import check_writable, write_text
 

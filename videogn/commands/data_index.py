@@ -8,10 +8,10 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from videogn.commands.options import add_list, add_workers, check_workers, watched
-from videogn.data.annotations import video_paths
+from videogn.data.annotations import ListFormat, video_paths
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
 from videogn.files import check_writable
@@ -22,6 +22,12 @@ MAX_SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
     add_list(parser)
+    parser.add_argument(
+        "--format", choices=get_args(ListFormat), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--allow-outside-root", action="store_true", help="for lists that you trust"
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
     add_workers(parser)
 
@@ -29,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
     check_workers(arguments)
-    paths = video_paths(arguments.list, arguments.root)
+    paths = video_paths(
+        arguments.list,
+        arguments.root,
+        format=arguments.format,
+        allow_outside_root=arguments.allow_outside_root,
+    )
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from typing import Any
 from videogn.commands.options import add_list, add_workers, check_workers, watched
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
-from videogn.data.annotations import VideoList, read_any_videos, spread
+from videogn.data.annotations import read_any_videos, spread
 from videogn.data.decode import PyAVReader
+from videogn.data.list_checks import VideoList
 from videogn.data.preparing import (
     Done,
     Failed,

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from videogn.commands.setup import clips_of, list_of, video_opener
 from videogn.config import ClipConfig, Config, from_tree, load_config
-from videogn.data.annotations import VideoList, read_any_videos
+from videogn.data.annotations import read_any_videos
 from videogn.data.dataset import ClipSample, TrainDataset
+from videogn.data.list_checks import VideoList
 from videogn.data.opening import VideoOpener
 from videogn.errors import ConfigError, DecodeError, RunError
 from videogn.files import atomic_path, check_writable

@@ -17,8 +17,9 @@ from typing import Any
 from videogn.commands.options import add_list, add_workers, check_workers, num_cores, watched
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
-from videogn.data.annotations import VideoList, VideoRecord, read_any_videos, spread
+from videogn.data.annotations import read_any_videos, spread
 from videogn.data.index_file import index_path
+from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.opening import VideoOpener
 from videogn.data.probing import Probe, try_clip_seconds, try_probe
 from videogn.data.processes import run_all

@@ -7,15 +7,11 @@ from pathlib import Path
 import torch
 
 from videogn.config import ClipConfig, DataConfig, LoadedConfig, ModelConfig
-from videogn.data.annotations import (
-    VideoList,
-    check_label_order,
-    read_class_names,
-    read_videos,
-)
+from videogn.data.annotations import check_label_order, read_class_names, read_videos
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
+from videogn.data.list_checks import VideoList
 from videogn.data.opening import VideoOpener
 from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, WeightError
@@ -82,7 +78,15 @@ def list_of(
             f"data.{key}=PATH"
         )
     names = _class_names(data, num_classes, class_names, names_of)
-    videos = read_videos(source, num_classes=num_classes, root=data.root, class_names=names)
+    videos = read_videos(
+        source,
+        num_classes=num_classes,
+        root=data.root,
+        class_names=names,
+        format=data.format,
+        subset="train" if key == "train" else "test",
+        allow_outside_root=data.allow_outside_root,
+    )
     if names is not None:
         check_label_order(videos, names, data.class_names or names_of)
     return videos

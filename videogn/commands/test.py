@@ -20,8 +20,8 @@ from videogn.commands.setup import (
     video_opener,
 )
 from videogn.config import Config, LoadedConfig, load_config, to_tree
-from videogn.data.annotations import VideoList
 from videogn.data.dataset import TestDataset
+from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
 from videogn.engine.evaluator import EvalResult, VideoScore, accuracy, collect, score_videos

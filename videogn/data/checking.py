@@ -7,8 +7,8 @@ from pathlib import Path
 
 import av
 
-from videogn.data.annotations import ListedVideo
 from videogn.data.decode import decode_whole, matroska_size
+from videogn.data.listed import ListedVideo
 from videogn.data.processes import each_in_process
 from videogn.errors import DecodeError, UserError
 from videogn.files import sha256_of

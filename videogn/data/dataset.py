@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videogn.data.annotations import VideoRecord
 from videogn.data.decode import VideoReader
+from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.transforms import (

@@ -17,7 +17,6 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from videogn.data.annotations import VideoRecord
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import (
     BAD_FILE_ERRORS,
@@ -25,6 +24,7 @@ from videogn.data.decode import (
     VideoReader,
     decode_whole,
 )
+from videogn.data.list_checks import VideoRecord
 from videogn.data.packets import IndexedReader, NotIndexableError, PacketIndex, index_video
 from videogn.data.probing import clip_seconds, probe
 from videogn.data.processes import Lost, run_all

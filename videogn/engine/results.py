@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from videogn.data.annotations import VideoRecord
+from videogn.data.list_checks import VideoRecord
 from videogn.engine.evaluator import EvalResult, ScoreTable
 from videogn.engine.runs import RunFolder
 from videogn.errors import RunError
