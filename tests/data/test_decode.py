@@ -355,7 +355,7 @@ def test_nul_in_a_path_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "value", "reason"),
-    [("MAX_SIDE", 95, "96x64 pixels"), ("MAX_PIXELS", 6000, "decode error")],
+    [("MAX_SIDE", 95, "96x64 pixels"), ("MAX_PIXELS", 6000, "96x64 pixels")],
 )
 def test_too_large_frames_are_refused(limit, value, reason, make_video, monkeypatch) -> None:
     path = str(make_video())
@@ -364,15 +364,16 @@ def test_too_large_frames_are_refused(limit, value, reason, make_video, monkeypa
         PyAVReader(path)
 
 
-def test_frames_of_another_size_are_brought_to_the_first_ones(make_video) -> None:
+def two_sizes(make_video, sizes: list[tuple[int, int]]) -> str:
+    """A video of ten frames of the first size and five of the second."""
     # Elementary streams one after the other are one stream, whose second header changes the size.
-    large, small = (
+    first, second = (
         make_video(f"{size[0]}.h264", n, size=size, bf="0")
-        for n, size in ((10, (96, 128)), (5, (64, 96)))
+        for n, size in zip((10, 5), sizes, strict=True)
     )
-    both = large.with_name("both.h264")
-    both.write_bytes(large.read_bytes() + small.read_bytes())
-    target = large.with_name("both.ts")
+    both = first.with_name("both.h264")
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    target = first.with_name("both.ts")
     with av.open(str(both)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for number, packet in enumerate(old.demux(video=0)):
@@ -380,7 +381,20 @@ def test_frames_of_another_size_are_brought_to_the_first_ones(make_video) -> Non
                 packet.pts = packet.dts = number
                 packet.time_base, packet.stream = Fraction(1, 25), stream
                 new.mux(packet)
-    video = PyAVReader(str(target))
+    return str(target)
+
+
+def test_frames_that_become_too_large_are_refused(make_video, monkeypatch) -> None:
+    path = two_sizes(make_video, [(64, 96), (96, 128)])
+    assert PyAVReader(path).num_frames == 15
+    # Between the two; only the decoder meets the second.
+    monkeypatch.setattr(decode, "MAX_PIXELS", 9000)
+    with pytest.raises(DecodeError, match="decode error after 10 frames"):
+        PyAVReader(path)
+
+
+def test_frames_of_another_size_are_brought_to_the_first_ones(make_video) -> None:
+    video = PyAVReader(two_sizes(make_video, [(96, 128), (64, 96)]))
     assert video.num_frames == 15
     assert make_video.numbers_in(video.frames([9, 0])) == [9, 0]
     assert video.frames([14, 0, 10]).shape == (3, 96, 128, 3)
