@@ -149,7 +149,8 @@ def test_bad_validation_video_counts_as_wrong(tiny) -> None:
     listed.write_text("\n".join([*lines, "val/absent.mp4 0"]))
     out = tiny.folder / "run"
     (tiny.folder / "val").symlink_to(tiny.val_list.parent / "val")
-    assert main(["train", str(tiny.config), f"data.val={listed}", f"out={out}"]) == 0
+    words = [f"data.val={listed}", "data.allow_outside_root=true", f"out={out}"]
+    assert main(["train", str(tiny.config), *words]) == 0
     assert entries_of(out, "val")[-1]["num_videos"] == 8
     assert entries_of(out, "failed_val_video")[0]["path"].endswith("val/absent.mp4")
 
