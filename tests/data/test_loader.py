@@ -235,7 +235,7 @@ def test_dead_worker_ends_the_iteration(records) -> None:
 
 PARENT = """
 import multiprocessing, sys, time
-from videogn.data.annotations import VideoRecord
+from videogn.data.list_checks import VideoRecord
 from videogn.data.dataset import RandomClips, TrainDataset
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener
