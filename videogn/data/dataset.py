@@ -146,10 +146,11 @@ class RandomClips:
         """Write the frames into (T, crop_size, crop_size, 3), each decoded and changed once."""
         box = source_box(draw, video.height, video.width, self.crop_size)
         unique, places = np.unique(indices, return_inverse=True)
-        images = scale(video.images(unique, box), (self.crop_size, self.crop_size))
-        for number, image in enumerate(images):
-            shown = np.flatnonzero(places == number)
-            clip[shown] = image[:, ::-1] if draw.flip else image
+        size = self.crop_size, self.crop_size
+        for number, image in enumerate(video.images(unique, box)):
+            scaled = scale(image, size, mirror=draw.flip)
+            for place in np.flatnonzero(places == number):
+                clip[place] = scaled
 
 
 class TrainDataset(Dataset[ClipSample]):
@@ -262,8 +263,8 @@ class TestDataset(Dataset[VideoViews]):
         if self._protocol == "center":
             kept = center_box(*size, self._crop_size)
         frames = np.empty((len(unique), kept.height, kept.width, 3), dtype=np.uint8)
-        for number, image in enumerate(scale(video.images(unique), size)):
-            frames[number] = image[kept.rows, kept.columns]
+        for number, image in enumerate(video.images(unique)):
+            frames[number] = scale(image, size)[kept.rows, kept.columns]
         return VideoViews(
             place,
             torch.from_numpy(frames).permute(3, 0, 1, 2),
