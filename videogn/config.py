@@ -75,7 +75,8 @@ class DataConfig:
     num_workers: NonNegativeInt = 4
     """Decoding processes per GPU; 0 decodes in the training process."""
     reader: Literal["pyav", "decord"] = "pyav"
-    """Decoder. decord is for trusted files only: some files crash the process it runs in."""
+    """Decoder. decord runs in a process of its own, for some files crash it; its frames are not
+    those of a full decode in every file."""
     index: str = "auto"
     """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
     list, if it is there; ``never`` none; else the file of that name."""

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from videogn.data.dataset import MAX_TRIES, RandomClips, TestDataset, TrainDataset, ValDataset
-from videogn.data.decode import READERS, PyAVReader
+from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoRecord
-from videogn.data.opening import VideoOpener
+from videogn.data.opening import READERS, VideoOpener
 from videogn.errors import DecodeError
 
 

@@ -1,5 +1,6 @@
 import os
 import re
+import signal
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from videogn.data import decode
-from videogn.data.decode import READERS, DecordReader, PyAVReader
+from videogn.data import decode, decord_reader
+from videogn.data.decode import PyAVReader
+from videogn.data.decord_reader import DecordReader
+from videogn.data.opening import READERS
 from videogn.errors import DecodeError
 
 # Frames of the stream that ffmpeg calls best, height and width as shown upright.
@@ -328,9 +331,45 @@ def test_decord_is_not_asked_about_what_is_no_file(kind: str, tmp_path: Path, se
         DecordReader(hostile(tmp_path, secret, kind))
 
 
-def test_decord_errors_are_decode_errors(tmp_path: Path, secret: Path) -> None:
-    with pytest.raises(DecodeError, match="decord"):
-        DecordReader(hostile(tmp_path, secret, "text"))
+@pytest.mark.parametrize("kind", ["ffconcat", "ffconcat listing itself", "playlist", "text"])
+def test_decord_is_not_shown_what_the_rules_refuse(
+    kind: str, tmp_path: Path, secret: Path, monkeypatch
+) -> None:
+    def shown(*_: object) -> None:
+        raise AssertionError("decord was asked")
+
+    monkeypatch.setattr(decord_reader, "_ask", shown)
+    with pytest.raises(DecodeError, match=REASONS[kind]):
+        DecordReader(hostile(tmp_path, secret, kind))
+
+
+def test_decord_errors_are_decode_errors(tmp_path: Path, secret: Path, monkeypatch) -> None:
+    path = hostile(tmp_path, secret, "text")
+    with pytest.raises(DecodeError, match="decord: "):
+        decord_reader._ask(path, {})
+
+
+@pytest.mark.dist
+def test_file_that_crashes_decord_costs_itself_alone(
+    tmp_path: Path, secret: Path, make_video
+) -> None:
+    # The rules would not show decord this playlist of itself, over which it crashes.
+    path = hostile(tmp_path, secret, "ffconcat listing itself")
+    with pytest.raises(DecodeError, match="process died over this file"):
+        decord_reader._ask(path, {})
+    assert DecordReader(str(make_video("sound.mp4", 7))).num_frames == 7
+
+
+@pytest.mark.dist
+def test_decord_that_hangs_is_killed(tmp_path: Path, make_video, monkeypatch) -> None:
+    path = str(make_video("sound.mp4", 7))
+    video = DecordReader(path)
+    os.kill(decord_reader._children[0].process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(decord_reader, "ANSWER_SECONDS", 0.1)
+    with pytest.raises(DecodeError, match=r"no answer in 0\.1 seconds"):
+        video.frames([0])
+    monkeypatch.undo()
+    assert DecordReader(path).num_frames == 7
 
 
 @pytest.mark.parametrize(
@@ -428,8 +467,6 @@ def test_one_word_for_each_reason(tmp_path: Path) -> None:
 
 
 def test_missing_decord_says_how_to_get_it(monkeypatch, make_video) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'videogn\[decord\]'"):
         DecordReader(str(make_video()))

@@ -21,9 +21,9 @@ from videogn.commands.setup import (
 from videogn.config import Config, LoadedConfig, load_config
 from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
-from videogn.data.decode import READERS
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
+from videogn.data.opening import READERS
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
 from videogn.engine.optim import build_optimizer

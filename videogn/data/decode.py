@@ -16,7 +16,7 @@ import numpy as np
 from av.stream import Disposition
 
 from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
-from videogn.errors import DecodeError, UserError
+from videogn.errors import DecodeError
 
 MAX_PIXELS = 1 << 25
 """Largest frame that is decoded: a crafted header may ask for gigabytes."""
@@ -30,9 +30,6 @@ OPEN_OPTIONS = {
 OPEN_SECONDS = READ_SECONDS = 10.0
 KEPT_BYTES = 256 * 2**20
 """Decoded frames are kept for :meth:`VideoReader.frames` up to this size, about 1900 of 340x256."""
-
-DECORD_BATCH = 16
-"""Frames that decord is asked for at once; more would hold many large images together."""
 
 BAD_FILE_ERRORS = (
     *(av.error.FFmpegError, OSError, LookupError),
@@ -134,50 +131,6 @@ class PyAVReader:
         raise DecodeError(self._path, f"changed while it was read: frame {target} is gone")
 
 
-class DecordReader:
-    """decord's reader, for trusted files: some files crash the process it runs in.
-
-    Its frames are not those of a full decode in files with edit lists, packed B-frames or intra
-    refresh.
-
-    Raises:
-        DecodeError: decord cannot read the file.
-        UserError: decord is not installed.
-    """
-
-    def __init__(self, path: str) -> None:
-        try:
-            import decord
-        except ImportError as error:
-            raise UserError(
-                "data.reader=decord needs decord: pip install 'videogn[decord]' (Linux on x86-64)"
-            ) from error
-        self._path = path
-        _check_regular_file(path)
-        with _decord_errors_named(path):
-            self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-            self.num_frames = len(self._reader)
-            if self.num_frames == 0:
-                raise DecodeError(path, "no frames", "zero_frames")
-            self.height, self.width = self._reader[0].shape[:2]
-
-    def frames(self, indices: FrameIndices) -> np.ndarray:
-        """Frames by index, as :meth:`VideoReader.frames` says."""
-        return gather(self, indices)
-
-    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
-        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = checked_indices(self, indices)
-        for start in range(0, len(rising), DECORD_BATCH):
-            with _decord_errors_named(self._path):
-                batch = self._reader.get_batch(rising[start : start + DECORD_BATCH]).asnumpy()
-            yield from batch if box is None else batch[:, box.rows, box.columns]
-
-
-READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
-"""Value of ``data.reader`` -> what opens a file."""
-
-
 def gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
     """Frames in any order and as often as asked, each read once."""
     unique, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
@@ -229,7 +182,7 @@ def opened(path: str) -> Iterator[Any]:
     Raises:
         DecodeError: there is no regular file; what PyAV raises over others passes through.
     """
-    _check_regular_file(path)
+    check_regular_file(path)
     # An absolute path cannot be taken for a "scheme:".
     with av.open(
         str(Path(path).absolute()),
@@ -240,7 +193,12 @@ def opened(path: str) -> Iterator[Any]:
         yield container
 
 
-def _check_regular_file(path: str) -> None:
+def check_regular_file(path: str) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        DecodeError: it is missing, a folder, a pipe or a device, or no path at all.
+    """
     # Before anything opens it: a named pipe would block, whatever the timeout.
     if "\0" in path:
         raise DecodeError(path.replace("\0", "\\0"), "the path holds a NUL character")
@@ -384,16 +342,6 @@ def errors_named(path: str, where: Callable[[], str]) -> Iterator[None]:
         raise DecodeError(path, reason, "huge") from error
     except BAD_FILE_ERRORS as error:
         raise DecodeError(path, f"decode error {where()}: {_first_line(error)}") from error
-
-
-@contextmanager
-def _decord_errors_named(path: str) -> Iterator[None]:
-    from decord import DECORDError
-
-    try:
-        yield
-    except (DECORDError, RuntimeError, MemoryError, UnicodeError) as error:
-        raise DecodeError(path, f"decord: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

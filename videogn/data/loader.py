@@ -5,12 +5,10 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels.
 
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import BaseContext
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,12 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from videogn.data.dataset import ClipSample, TestDataset, TrainDataset, ValDataset, VideoViews
+from videogn.data.limits import limit_memory
 from videogn.errors import UserError
 
 T = TypeVar("T")
-
-WORKER_BYTES = 3 * 2**29
-"""Memory a decoding worker may allocate: 1.5 GiB, so that a crafted file costs one video."""
 
 ORDER = 2
 """Ends the seeds of epoch orders, so that no clip is drawn from the same one."""
@@ -240,7 +236,7 @@ def prepare_worker(worker_id: int) -> None:
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _limit_memory()
+    limit_memory()
 
 
 def _end_with_parent() -> None:
@@ -250,15 +246,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _limit_memory() -> None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return
-    [used] = [line.split()[1] for line in status.read_text().splitlines() if "VmData" in line]
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    limit = int(used) * 1024 + WORKER_BYTES
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))

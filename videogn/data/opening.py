@@ -1,11 +1,16 @@
 """Which reader opens a video: by its packet index where there is one, else the chosen one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videogn.data.decode import READERS, VideoReader
+from videogn.data.decode import PyAVReader, VideoReader
+from videogn.data.decord_reader import DecordReader
 from videogn.data.index_file import IndexFile
 from videogn.data.packets import IndexedReader
+
+READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
+"""Value of ``data.reader`` -> what opens a file."""
 
 
 class VideoOpener:
