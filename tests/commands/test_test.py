@@ -97,7 +97,10 @@ def test_failed_videos_are_listed_wrong_and_nan(tiny, trained: Path, capsys) -> 
     listed = tiny.folder / "list.txt"
     listed.write_text("\n".join([lines[0], "absent file.mp4 1", f"{truncated} 2", lines[1]]))
     command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
-    assert main([*command, f"data.test={listed}", f"data.root={root}"]) == 0
+    command += [f"data.test={listed}", f"data.root={root}"]
+    assert main(command) == 2
+    assert "data.allow_outside_root=true" in capsys.readouterr().err
+    assert main([*command, "data.allow_outside_root=true"]) == 0
     results, scores = results_of(trained / "test")
     assert scores["ok"].tolist() == [True, False, False, True]
     for key in ("probs", "clip_probs", "clip_logits"):
