@@ -52,7 +52,7 @@ def test_every_fault_is_told_and_the_rest_makes_a_clean_list(videos, tmp_path, c
         (str(folder / "2.mp4"), "label_range"),
         (str(folder / "cut.mkv"), "truncated"),
         (str(folder / "text.mp4"), "unreadable"),
-        (str(folder / "copy.mp4"), "duplicate"),
+        (str(folder / "copy.mp4"), "duplicate_content"),
         (str(folder / "gone.mp4"), "missing"),
         (str(folder / "1.mp4"), "label_range"),
     ]

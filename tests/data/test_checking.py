@@ -198,7 +198,7 @@ def test_duplicates_name_the_sound_one_that_stays():
     found = [facts(f"/{name}", sha256="same") for name in "abc"]
     entries = [ListedVideo("/a", 9), ListedVideo("/b", 1), ListedVideo("/c", 1)]
     told = reasons([*entries, ListedVideo("/c", 2), ListedVideo("/b", 0)], found)
-    assert [reason for reason, _ in told] == ["label_range", None, *["duplicate"] * 3]
+    assert [reason for reason, _ in told] == ["label_range", None, *["duplicate_content"] * 3]
     assert [detail for _, detail in told[2:]] == [
         "same content as /b",
         "same content as /b, which has label 1",

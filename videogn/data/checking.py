@@ -15,7 +15,7 @@ from videogn.files import sha256_of
 
 REASONS = (
     *("missing", "unreadable", "truncated", "no_video_stream", "zero_frames", "huge"),
-    *("label_range", "timestamps", "too_short", "duplicate"),
+    *("label_range", "timestamps", "too_short", "duplicate_content"),
 )
 """What a fault is called, the gravest first."""
 
@@ -304,7 +304,7 @@ def judge(
         if reason is None:
             sha256 = facts[entry.path].sha256
             if sha256 in firsts:
-                reason, detail = "duplicate", _repeats(entry, firsts[sha256])
+                reason, detail = "duplicate_content", _repeats(entry, firsts[sha256])
             else:
                 firsts[sha256] = Verdict(entry.path, entry.label)
         verdicts.append(Verdict(entry.path, entry.label, reason, detail))
