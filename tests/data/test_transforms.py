@@ -5,6 +5,7 @@ import torchvision.transforms.v2.functional as tv
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videogn.data import transforms
 from videogn.data.transforms import (
     Augmentation,
     center_box,
@@ -51,7 +52,7 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_scale_is_bilinear_and_rounds_the_long_side_down(size, short_side, expected) -> None:
     clip = random_clip_of(*size)
     assert scaled_size(*size, short_side) == expected
-    images = [scale(image, expected) for image in clip.permute(1, 2, 3, 0).numpy()]
+    images = list(scale(clip.permute(1, 2, 3, 0).numpy(), expected))
     scaled = torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)
     assert scaled.dtype == torch.uint8
     assert tuple(scaled.shape) == (3, 2, *expected)
@@ -126,12 +127,24 @@ def test_box_of_a_crop_larger_than_the_scaled_frame_is_the_whole_side() -> None:
 
 
 @pytest.mark.parametrize("side", [24, 31])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_scaled_images_do_not_depend_on_their_groups(side: int, mirror: bool, monkeypatch) -> None:
+    images = list(random_clip_of(side, side, frames=5).permute(1, 2, 3, 0).numpy())
+    together = list(scale(images, (24, 24), mirror=mirror))
+    monkeypatch.setattr(transforms, "GROUP_BYTES", 2 * images[0].size - 1)
+    for one, other in zip(together, scale(images, (24, 24), mirror=mirror), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("side", [24, 31])
 @pytest.mark.parametrize("turns", [0, 1])
-def test_mirrored_image_is_that_of_the_scaled_one(side: int, turns: int) -> None:
-    image = np.rot90(random_clip_of(side, side, frames=1)[:, 0].permute(1, 2, 0).numpy(), turns)
-    plain, mirrored = scale(image, (24, 24)), scale(image, (24, 24), mirror=True)
-    assert plain.shape == (24, 24, 3)
-    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+def test_mirrored_images_are_those_of_the_scaled_ones(side: int, turns: int) -> None:
+    clip = random_clip_of(side, side, frames=3).permute(1, 2, 3, 0).numpy()
+    images = list(np.rot90(clip, turns, axes=(1, 2)))
+    plain, mirrored = scale(images, (24, 24)), scale(images, (24, 24), mirror=True)
+    for one, other in zip(plain, mirrored, strict=True):
+        assert one.shape == (24, 24, 3)
+        np.testing.assert_array_equal(other, one[:, ::-1])
 
 
 def test_normalized_clips_have_their_colours_first_in_memory() -> None:

@@ -147,10 +147,10 @@ class RandomClips:
         box = source_box(draw, video.height, video.width, self.crop_size)
         unique, places = np.unique(indices, return_inverse=True)
         size = self.crop_size, self.crop_size
-        for number, image in enumerate(video.images(unique, box)):
-            scaled = scale(image, size, mirror=draw.flip)
+        scaled = scale(video.images(unique, box), size, mirror=draw.flip)
+        for number, image in enumerate(scaled):
             for place in np.flatnonzero(places == number):
-                clip[place] = scaled
+                clip[place] = image
 
 
 class TrainDataset(Dataset[ClipSample]):
@@ -263,8 +263,8 @@ class TestDataset(Dataset[VideoViews]):
         if self._protocol == "center":
             kept = center_box(*size, self._crop_size)
         frames = np.empty((len(unique), kept.height, kept.width, 3), dtype=np.uint8)
-        for number, image in enumerate(video.images(unique)):
-            frames[number] = scale(image, size)[kept.rows, kept.columns]
+        for number, image in enumerate(scale(video.images(unique), size)):
+            frames[number] = image[kept.rows, kept.columns]
         return VideoViews(
             place,
             torch.from_numpy(frames).permute(3, 0, 1, 2),
