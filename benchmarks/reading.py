@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -282,6 +283,7 @@ def made_video(path: Path) -> Path:
     return path
 
 
+@cache
 def installed(name: str) -> bool:
     """Whether a peer can be measured; torchcodec needs FFmpeg's libraries too."""
     try:

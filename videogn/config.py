@@ -273,7 +273,9 @@ def from_tree(tree: Mapping[str, Any], source: str) -> Config:
     """
     faults: list[str] = []
     config = _validate(tree, faults)
-    if config is None:
+    if config is not None:
+        faults += _inconsistencies(config)
+    if faults or config is None:
         raise ConfigError(_fault_message(source, faults))
     return config
 

@@ -95,3 +95,16 @@ def _free(path: Path) -> str:
         return ""
     stats = os.statvfs(folder)
     return f" ({stats.f_bavail * stats.f_frsize / 2**20:.0f} MiB free in {folder})"
+
+
+UNKNOWN = -1
+"""Size and time of a file that is not there; nothing is remembered of it."""
+
+
+def state_of(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and modification time in ns; both :data:`UNKNOWN` for what is not there."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return UNKNOWN, UNKNOWN
+    return status.st_size, status.st_mtime_ns

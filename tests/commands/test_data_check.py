@@ -88,7 +88,7 @@ def test_a_clean_list_ends_in_0_and_a_second_run_decodes_nothing(
         assert list(paths) == []
         return iter(())
 
-    monkeypatch.setattr(checking, "each_in_process", decode_none)
+    monkeypatch.setattr(checking, "run_all", decode_none)
     progress = (second / "progress.jsonl").read_bytes()
     assert check(first / "clean.txt", "--out", second, "--min-frames", 9) == 1
     assert (second / "progress.jsonl").read_bytes() == progress

@@ -268,7 +268,7 @@ def test_many_files_are_examined_once(make_video, tmp_path, monkeypatch):
         assert list(unknown) == [missing]
         return iter(())
 
-    monkeypatch.setattr(checking, "each_in_process", none_left)
+    monkeypatch.setattr(checking, "run_all", none_left)
     with closing(Progress(where)) as progress:
         again = {f.path: f for f in examine_all(asked, progress, num_workers=2, timeout=60)}
     assert again == {path: f for path, f in found.items() if path != missing}

@@ -6,7 +6,8 @@ import pytest
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.decode import PyAVReader
-from videogn.data.probing import Unreadable, clip_seconds, probe, try_clip_seconds, try_probe
+from videogn.data.probing import clip_seconds, probe
+from videogn.data.processes import Lost, run_all
 from videogn.errors import DecodeError
 
 
@@ -35,15 +36,15 @@ def test_headers_of_footage(name, codec, size, rate, seconds, footage: Path):
     assert found.seconds == pytest.approx(seconds, rel=0.01)
 
 
+@pytest.mark.dist
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"nothing")
     with pytest.raises(DecodeError, match="in the headers"):
         probe(str(path))
-    clips = clips_of(ClipConfig(), PyAVReader)
-    for outcome in (try_probe(str(path)), try_clip_seconds(clips, str(path), num_clips=1)):
-        assert isinstance(outcome, Unreadable)
-        assert str(path) not in outcome.reason
+    [(_, outcome)] = run_all(probe, [str(path)], num_workers=1, timeout=60.0)
+    assert isinstance(outcome, Lost)
+    assert str(path) not in outcome.reason
 
 
 def test_clips_are_timed(make_video):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from videogn.commands.options import num_cores, watched
+from videogn.commands.options import add_list, add_workers, check_positive, watched
 from videogn.data.checking import (
     REASONS,
     Facts,
@@ -33,26 +33,20 @@ MAX_CLASSES = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data check``."""
-    parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
+    add_list(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for the report")
-    parser.add_argument("--root", metavar="DIR", help="where relative paths start")
     parser.add_argument(
         "--num-classes", metavar="N", type=int, help="default: those that the list names"
     )
     parser.add_argument(
         "--min-frames", metavar="N", type=int, default=1, help="default: %(default)s"
     )
-    parser.add_argument(
-        "--workers", metavar="N", type=int, default=num_cores(), help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=600.0, help="for one video"
-    )
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Decode what is not yet decoded, and tell and write what was found."""
-    _check_numbers(arguments)
+    check_positive(arguments, "num_classes", "min_frames", "workers", "timeout")
     entries, names = list_videos(arguments.list, arguments.root)
     _check_outputs(arguments.out, arguments.list, entries)
     facts = _examined(entries, arguments)
@@ -65,13 +59,6 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(map(_printable, describe(verdicts, names))))
     print(f"wrote {arguments.out / REPORT} and {arguments.out / CLEAN}")
     return 1 if any(verdict.reason for verdict in verdicts) else 0
-
-
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    for name in ("num_classes", "min_frames", "workers", "timeout"):
-        value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise RunError(f"--{name.replace('_', '-')} {value}: must be above 0")
 
 
 def _check_outputs(out: Path, source: str, entries: Sequence[ListedVideo]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from videogn.commands.options import add_list, add_workers, check_workers, watched
+from videogn.commands.options import add_list, add_workers, check_positive, watched
 from videogn.data.annotations import ListFormat, video_paths
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
-    check_workers(arguments)
+    check_positive(arguments, "workers", "timeout")
     paths = video_paths(
         arguments.list,
         arguments.root,

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videogn.commands.options import add_list, add_workers, check_workers, watched
+from videogn.commands.options import add_list, add_workers, check_positive, watched
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.annotations import read_any_videos, spread
@@ -32,7 +32,7 @@ from videogn.data.preparing import (
     output_names,
     prepare_all,
 )
-from videogn.data.processes import Lost, run_all
+from videogn.data.processes import run_all
 from videogn.errors import RunError
 from videogn.files import check_writable, write_text
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare a sample, tell what it gains, prepare the rest; 1 where a video failed."""
-    check_workers(arguments)
+    check_positive(arguments, "workers", "timeout")
     settings = _settings(arguments)
     videos = read_any_videos(arguments.list, arguments.root)
     folder = arguments.out.absolute()
@@ -165,7 +165,7 @@ class _Outcomes:
         for pair, outcome in outcomes:
             if isinstance(outcome, Measured):
                 found.append(outcome)
-            elif isinstance(outcome, Failed | Lost):
+            else:
                 print(f"warning: {pair.source} is not measured: {outcome.reason}", flush=True)
         return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from videogn.commands.setup import clips_of, list_of, video_opener
 from videogn.config import ClipConfig, Config, from_tree, load_config
-from videogn.data.annotations import read_any_videos
+from videogn.data.annotations import read_any_videos, spread
 from videogn.data.dataset import ClipSample, TrainDataset
 from videogn.data.list_checks import VideoList
 from videogn.data.opening import VideoOpener
@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     videos, opener = _videos(arguments, config)
     dataset = TrainDataset(videos.records, clips_of(config.clip, opener), config.seed)
-    rows = [_row(videos, dataset, place) for place in _places(videos, arguments.num)]
+    places = range(len(videos.records))
+    rows = [_row(videos, dataset, place) for place in spread(places, arguments.num)]
     draw(rows, arguments.out)
     for row in rows:
         print("\n".join([row.caption, *(f"  warning: {line}" for line in row.failures)]))
@@ -114,14 +115,7 @@ def _default_config(given: dict[str, int], source: str) -> Config:
     for key, value in given.items():
         section, _, leaf = key.rpartition(".")
         (tree[section] if section else tree)[leaf] = value
-    config = from_tree(tree, "the options")
-    clip = config.clip
-    if not clip.crop_size <= clip.short_side_min <= clip.short_side_max:
-        raise ConfigError(
-            f"--crop {clip.crop_size} --short-side-min {clip.short_side_min} --short-side-max "
-            f"{clip.short_side_max}: must not fall; a crop must lie inside the frame"
-        )
-    return config
+    return from_tree(tree, "the options")
 
 
 def _videos(arguments: argparse.Namespace, config: Config) -> tuple[VideoList, VideoOpener]:
@@ -147,13 +141,6 @@ class Row:
     caption: str
     frames: np.ndarray | None
     failures: tuple[str, ...]
-
-
-def _places(videos: VideoList, count: int) -> list[int]:
-    """At most ``count`` places of the list, evenly spaced."""
-    total = len(videos.records)
-    count = min(count, total)
-    return [number * total // count for number in range(count)]
 
 
 def _row(videos: VideoList, dataset: TrainDataset, place: int) -> Row:

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videogn.commands.options import add_list, add_workers, check_workers, num_cores, watched
+from videogn.commands.options import add_list, add_workers, check_positive, num_cores, watched
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.annotations import read_any_videos, spread
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.opening import VideoOpener
-from videogn.data.probing import Probe, try_clip_seconds, try_probe
+from videogn.data.probing import Probe, clip_seconds, probe
 from videogn.data.processes import run_all
 from videogn.files import atomic_path, check_writable, write_text
 
@@ -79,7 +79,7 @@ class Stats:
 
 def run(arguments: argparse.Namespace) -> int:
     """Probe every video, time some, and print what was found."""
-    check_workers(arguments)
+    check_positive(arguments, "workers", "timeout")
     videos = read_any_videos(arguments.list, arguments.root)
     if arguments.out is not None:
         check_writable(arguments.out / "stats.json")
@@ -97,7 +97,7 @@ def collect(videos: VideoList, index: Path, num_workers: int, timeout: float) ->
     paths = [record.path for record in videos.records]
     probes: dict[str, Probe] = {}
     unreadable: dict[str, str] = {}
-    outcomes = run_all(try_probe, paths, num_workers=num_workers, timeout=timeout)
+    outcomes = run_all(probe, paths, num_workers=num_workers, timeout=timeout)
     for path, outcome in watched(outcomes, len(paths), "probed"):
         if isinstance(outcome, Probe):
             probes[path] = outcome
@@ -119,7 +119,7 @@ def _in_order(found: dict[str, Any], records: Sequence[VideoRecord]) -> dict[str
 
 
 def _timed(sample: Sequence[VideoRecord], opener: VideoOpener, timeout: float) -> dict[str, float]:
-    function = partial(try_clip_seconds, clips_of(ClipConfig(), opener), num_clips=CLIPS_PER_VIDEO)
+    function = partial(clip_seconds, clips_of(ClipConfig(), opener), num_clips=CLIPS_PER_VIDEO)
     paths = [record.path for record in sample]
     found = {}
     # One at a time: clips read side by side slow each other down.
@@ -166,12 +166,12 @@ def _pace(stats: Stats) -> Iterator[str]:
     clip = ClipConfig()
     how = "by their packet index" if stats.indexed else "by full decodes, without an index"
     cores = num_cores()
-    hours = len(stats.videos.records) / (pace * cores) / 3600
     yield (
         f"reading     {pace:.1f} clips/s per core, {pace * cores:.1f} on {cores} cores: "
         f"{clip.num_frames}x{clip.frame_stride} frames, {how}, from CPU time of "
         f"{len(stats.clip_seconds)} videos"
     )
+    hours = hours_per_epoch(stats, pace)
     yield f"epoch       {hours:.3g} h for one clip of every video, if reading is all there is to do"
 
 
@@ -180,6 +180,11 @@ def clips_per_second(stats: Stats) -> float | None:
     if not stats.clip_seconds:
         return None
     return 1 / max(statistics.mean(stats.clip_seconds.values()), 1e-9)
+
+
+def hours_per_epoch(stats: Stats, pace: float) -> float:
+    """Hours that all cores take to read one clip of every video, at ``pace`` clips/s per core."""
+    return len(stats.videos.records) / (pace * num_cores()) / 3600
 
 
 def _range(values: Sequence[float], unit: str) -> str:
@@ -196,16 +201,13 @@ def _most_common(counts: Counter[str]) -> str:
 def as_json(stats: Stats) -> dict[str, Any]:
     """The same numbers by name, and what is known of every video."""
     pace = clips_per_second(stats)
-    cores = num_cores()
     return {
         "source": stats.videos.source,
         "videos": len(stats.videos.records),
         "classes": stats.class_counts(),
         "clips_per_second_per_core": pace,
-        "cores": cores,
-        "hours_per_epoch": None
-        if pace is None
-        else len(stats.videos.records) / (pace * cores) / 3600,
+        "cores": num_cores(),
+        "hours_per_epoch": None if pace is None else hours_per_epoch(stats, pace),
         "read_by_index": stats.indexed,
         "unreadable": stats.unreadable,
         "probes": {

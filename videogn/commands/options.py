@@ -36,16 +36,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_workers(arguments: argparse.Namespace) -> None:
-    """Refuse a number or time that is not above 0.
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Refuse options that are given and not above 0.
 
     Raises:
-        RunError: with the values.
+        RunError: with the first of them.
     """
-    if arguments.workers < 1 or not arguments.timeout > 0:
-        raise RunError(
-            f"--workers {arguments.workers} --timeout {arguments.timeout}: must be above 0"
-        )
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise RunError(f"--{name.replace('_', '-')} {value}: must be above 0")
 
 
 def watched(items: Iterable[Item], total: int, done: str) -> Iterator[Item]:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from videogn.data.list_checks import (
     ANY_LABEL,
@@ -43,6 +43,8 @@ from videogn.data.list_formats import (
 from videogn.errors import AnnotationError
 
 logger = logging.getLogger("videogn")
+
+T = TypeVar("T")
 
 ListFormat = Literal[
     "auto", "list", "tree", "kinetics", "slowfast", "mmaction2", "ucf101", "hmdb51", "ssv2", "table"
@@ -182,10 +184,10 @@ def video_paths(
     return [record.path for record in videos.records]
 
 
-def spread(records: Sequence[VideoRecord], count: int) -> list[VideoRecord]:
-    """At most ``count`` records, evenly spaced over the list."""
-    count = min(count, len(records))
-    return [records[place * len(records) // count] for place in range(count)]
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` items, evenly spaced over the list."""
+    count = min(count, len(items))
+    return [items[place * len(items) // count] for place in range(count)]
 
 
 def check_label_order(videos: VideoList, names: Sequence[str], of: str) -> None:

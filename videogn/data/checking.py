@@ -9,18 +9,15 @@ import av
 
 from videogn.data.decode import decode_whole, matroska_size
 from videogn.data.listed import ListedVideo
-from videogn.data.processes import each_in_process
+from videogn.data.processes import Lost, run_all
 from videogn.errors import DecodeError, UserError
-from videogn.files import sha256_of
+from videogn.files import UNKNOWN, sha256_of, state_of
 
 REASONS = (
     *("missing", "unreadable", "truncated", "no_video_stream", "zero_frames", "huge"),
     *("label_range", "timestamps", "too_short", "duplicate_content"),
 )
 """What a fault is called, the gravest first."""
-
-UNKNOWN = -1
-"""Size and time of a file that is missing or was given up; such facts are not remembered."""
 
 FORMAT_LINE = json.dumps({"videogn": "data check", "version": 1})
 """First line of a progress file."""
@@ -101,7 +98,7 @@ class Progress:
     def find(self, path: str) -> Facts | None:
         """The facts of a file; None where there are none or it has changed since."""
         facts = self._known.get(path)
-        return facts if facts and _state(path) == (facts.size, facts.mtime_ns) else None
+        return facts if facts and state_of(path) == (facts.size, facts.mtime_ns) else None
 
     def add(self, facts: Facts) -> None:
         """Write down facts, unless they hold for no file or for this attempt only."""
@@ -141,14 +138,10 @@ def examine_all(
             unknown.append(path)
         else:
             yield known
-    for facts in each_in_process(
-        examine,
-        unknown,
-        given_up=_not_tried,
-        done="decoded",
-        num_workers=num_workers,
-        timeout=timeout,
+    for path, outcome in run_all(
+        examine, unknown, num_workers=num_workers, timeout=timeout, done="decoded"
     ):
+        facts = _not_tried(path, outcome) if isinstance(outcome, Lost) else outcome
         progress.add(facts)
         yield facts
 
@@ -160,7 +153,7 @@ def examine(path: str) -> Facts:
         path: absolute.
     """
     # Before the decode: what changes meanwhile counts as not examined.
-    size, mtime_ns = _state(path)
+    size, mtime_ns = state_of(path)
     level = av.logging.get_level()
     # FFmpeg tells of concealed pictures at this level, not as an error.
     av.logging.set_level(av.logging.INFO)
@@ -181,18 +174,9 @@ def examine(path: str) -> Facts:
     return Facts(path, size, mtime_ns, None, "", num_frames, sha256, timestamps)
 
 
-def _not_tried(error: DecodeError) -> Facts:
+def _not_tried(path: str, lost: Lost) -> Facts:
     """Facts that are not remembered: another machine, or a quieter one, may do better."""
-    return Facts(error.path, UNKNOWN, UNKNOWN, error.code, error.reason, 0, "", "")
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Size in bytes and modification time in ns; both :data:`UNKNOWN` for what is not there."""
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError):
-        return UNKNOWN, UNKNOWN
-    return status.st_size, status.st_mtime_ns
+    return Facts(path, UNKNOWN, UNKNOWN, lost.code, lost.reason, 0, "", "")
 
 
 def _decoded(path: str) -> tuple[int, str]:
@@ -232,7 +216,7 @@ def _concealed(lines: Sequence[tuple[int, str, str]]) -> str | None:
 def _code_and_detail(error: DecodeError) -> tuple[str, str]:
     """The error's own, or that the file is cut off: decoders trip over the cut in many ways."""
     if error.code in ("unreadable", "zero_frames"):
-        size, _ = _state(error.path)
+        size, _ = state_of(error.path)
         claimed = _claimed_size(error.path)
         if claimed is not None and size < claimed:
             return "truncated", f"holds {size} of {claimed} bytes ({error.reason})"

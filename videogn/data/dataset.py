@@ -75,10 +75,13 @@ class VideoViews(NamedTuple):
         return cls(place, None, torch.empty(0, 0, dtype=torch.int64), (), reason)
 
     def to(self, device: torch.device) -> "VideoViews":
-        """The same with its frames on a device."""
+        """The same with its frames, and which of them make a clip, on a device."""
         if self.frames is None:
             return self
-        return self._replace(frames=self.frames.to(device, non_blocking=True))
+        return self._replace(
+            frames=self.frames.to(device, non_blocking=True),
+            clips=self.clips.to(device, non_blocking=True),
+        )
 
     @property
     def num_views(self) -> int:
@@ -98,7 +101,7 @@ class VideoViews(NamedTuple):
             clip, crop = divmod(view, len(self.boxes))
             box = self.boxes[crop]
             part = self.frames[:, :, box.rows, box.columns]
-            views.append(part[:, self.clips[clip].to(part.device)])
+            views.append(part[:, self.clips[clip]])
         return torch.stack(views)
 
 

@@ -143,8 +143,9 @@ def _ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray
     if _children and _children[0].owner != os.getpid():
         _children.clear()  # a fork's copy of its parent's
     if not _children:
-        _children.append(_Child())
+        atexit.unregister(_end)  # of a child before this one
         atexit.register(_end)
+        _children.append(_Child())
     child = _children[0]
     try:
         answer, frames = child.ask({"path": path, **request})

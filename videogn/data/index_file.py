@@ -12,6 +12,7 @@ from pathlib import Path
 
 from videogn.data.packets import PacketIndex
 from videogn.errors import UserError
+from videogn.files import state_of
 
 SUFFIX = ".videogn-index"
 FORMAT_VERSION = 1
@@ -99,13 +100,7 @@ class IndexFile:
         if row is None:
             return None
         entry = _entry(row)
-        try:
-            status = Path(path).stat()
-        except OSError:
-            return None
-        return (
-            entry if (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns) else None
-        )
+        return entry if state_of(path) == (entry.size, entry.mtime_ns) else None
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Write entries, all or none, in place of earlier ones of the same paths."""

@@ -6,14 +6,12 @@ from pathlib import Path
 
 from videogn.data.index_file import Entry, IndexFile
 from videogn.data.packets import NotIndexableError, PacketIndex, index_video
-from videogn.data.processes import each_in_process
+from videogn.data.processes import Lost, run_all
 from videogn.errors import DecodeError
+from videogn.files import UNKNOWN, state_of
 
 SAVE_SECONDS = 5.0
 """Entries reach the disk at least this often."""
-
-UNKNOWN = -1
-"""Size and time of a file that is missing; such an entry is not remembered."""
 
 
 def make_index(
@@ -37,14 +35,10 @@ def make_index(
     fresh: list[Entry] = []
     saved = time.monotonic()
     try:
-        for entry in each_in_process(
-            index_entry,
-            missing,
-            given_up=_not_tried,
-            done="indexed",
-            num_workers=num_workers,
-            timeout=timeout,
+        for path, outcome in run_all(
+            index_entry, missing, num_workers=num_workers, timeout=timeout, done="indexed"
         ):
+            entry = _not_tried(path, outcome) if isinstance(outcome, Lost) else outcome
             if entry.size != UNKNOWN:
                 fresh.append(entry)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -66,10 +60,10 @@ def index_entry(path: str) -> Entry:
     return _about(path, index, reason, readable=True)
 
 
-def _not_tried(error: DecodeError) -> Entry:
+def _not_tried(path: str, lost: Lost) -> Entry:
     """An entry that is not remembered: another machine, or a quieter one, may do better."""
-    path = str(Path(error.path).absolute())
-    return Entry(path, UNKNOWN, UNKNOWN, None, error.reason, readable=False)
+    path = str(Path(path).absolute())
+    return Entry(path, UNKNOWN, UNKNOWN, None, lost.reason, readable=False)
 
 
 def _failed(path: str, reason: str) -> Entry:
@@ -77,10 +71,5 @@ def _failed(path: str, reason: str) -> Entry:
 
 
 def _about(path: str, index: PacketIndex | None, reason: str | None, *, readable: bool) -> Entry:
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError):
-        size, mtime_ns = UNKNOWN, UNKNOWN
-    else:
-        size, mtime_ns = status.st_size, status.st_mtime_ns
+    size, mtime_ns = state_of(path)
     return Entry(str(Path(path).absolute()), size, mtime_ns, index, reason, readable)

@@ -406,15 +406,16 @@ class Pair(NamedTuple):
     clips: RandomClips
 
 
-def measure(pair: Pair) -> Measured | Failed:
-    """Read some clips of both, each by its own packet index."""
+def measure(pair: Pair) -> Measured:
+    """Read some clips of both, each by its own packet index.
+
+    Raises:
+        DecodeError: one of them cannot be read.
+    """
     seconds = []
-    try:
-        for path in (pair.source, pair.prepared):
-            pair.clips.open_video = _indexed(path)
-            seconds.append(clip_seconds(pair.clips, path, SAMPLE_CLIPS))
-    except DecodeError as error:
-        return Failed(pair.source, error.reason)
+    for path in (pair.source, pair.prepared):
+        pair.clips.open_video = _indexed(path)
+        seconds.append(clip_seconds(pair.clips, path, SAMPLE_CLIPS))
     sizes = [Path(path).stat().st_size for path in (pair.source, pair.prepared)]
     return Measured(seconds[0], seconds[1], sizes[0], sizes[1])
 

@@ -4,13 +4,11 @@ import statistics
 import time
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import best_stream, errors_named, opened
-from videogn.errors import DecodeError
 
 MICROSECONDS = 1_000_000
 
@@ -33,16 +31,6 @@ class Probe:
     seconds: float | None
 
 
-class Unreadable(NamedTuple):
-    """What stands for the result of a video that cannot be read.
-
-    Attributes:
-        reason: why.
-    """
-
-    reason: str
-
-
 def probe(path: str) -> Probe:
     """Read the headers of a video's best stream; nothing is decoded on purpose.
 
@@ -62,14 +50,6 @@ def probe(path: str) -> Probe:
         return Probe(context.codec.name, context.width, context.height, rate or None, seconds)
 
 
-def try_probe(path: str) -> Probe | Unreadable:
-    """:func:`probe`, without an error over the file's content."""
-    try:
-        return probe(path)
-    except DecodeError as error:
-        return Unreadable(error.reason)
-
-
 def clip_seconds(clips: RandomClips, path: str, num_clips: int) -> float:
     """Median CPU seconds that reading one training clip of a video takes.
 
@@ -82,11 +62,3 @@ def clip_seconds(clips: RandomClips, path: str, num_clips: int) -> float:
         clips.read(path, np.random.default_rng(number))
         seconds.append(time.process_time() - started)
     return statistics.median(seconds)
-
-
-def try_clip_seconds(clips: RandomClips, path: str, *, num_clips: int) -> float | Unreadable:
-    """:func:`clip_seconds`, without an error over the file's content."""
-    try:
-        return clip_seconds(clips, path, num_clips)
-    except DecodeError as error:
-        return Unreadable(error.reason)

@@ -20,11 +20,11 @@ AHEAD = 4
 
 
 class Lost(NamedTuple):
-    """What stands for the result of a task whose process ended before it; another machine, or a
-    quieter one, may do better.
+    """What stands for the result of a task that has none: its file cannot be decoded, or its
+    process ended first. Then another machine, or a quieter one, may do better.
 
     Attributes:
-        reason: why it ended.
+        reason: why.
         code: the kind of fault, as :class:`videogn.errors.DecodeError` has it.
     """
 
@@ -71,28 +71,6 @@ def run_all(
             raise
 
 
-def each_in_process(
-    work: Callable[[str], Result],
-    paths: Iterable[str],
-    *,
-    given_up: Callable[[DecodeError], Result],
-    done: str,
-    num_workers: int,
-    timeout: float,
-) -> Iterator[Result]:
-    """What ``work`` gives for each path, in no particular order.
-
-    Args:
-        given_up: the result for a path whose process was killed, ended or ran out of memory.
-        done, timeout: as :func:`run_all` has them.
-    """
-    for path, result in run_all(work, paths, num_workers=num_workers, timeout=timeout, done=done):
-        if isinstance(result, Lost):
-            yield given_up(DecodeError(path, result.reason, result.code))
-        else:
-            yield result
-
-
 def _prepare() -> None:
     prepare_worker(0)
     # As in the loader's workers, so that times measured here are theirs.
@@ -102,6 +80,8 @@ def _prepare() -> None:
 def _result(future: Future[Result], done: str, timeout: float) -> Result | Lost:
     try:
         return future.result()
+    except DecodeError as error:
+        return Lost(error.reason, error.code)
     except FutureTimeout:
         return Lost(f"not {done} within {timeout:g} seconds")
     except ProcessExpired as error:
