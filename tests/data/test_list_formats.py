@@ -12,9 +12,9 @@ from videogn.config import DataConfig
 from videogn.data import annotations
 from videogn.data.annotations import (
     check_k400_order,
+    read_any_videos,
     read_class_names,
     read_videos,
-    video_paths,
 )
 from videogn.data.list_formats import split_label
 from videogn.errors import AnnotationError, UserError
@@ -235,7 +235,7 @@ def test_ucf101_splits(tmp_path: Path) -> None:
     known = ("Run", "Biking", "Archery")
     assert labels_of(test, class_names=known) == {"Run/v_s.avi": 0, "Biking/v_b.avi": 1}
     assert "set model.num_classes=3" in faults_of(test, num_classes=2)[0]
-    assert len(video_paths(test)) == 2
+    assert len(read_any_videos(test).records) == 2
 
 
 def test_faults_of_ucf101(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_hmdb51_subsets_by_config_key(hmdb: str, tmp_path: Path) -> None:
     assert told[1] == told[2] == [("brush_hair/b.avi", 0), ("wave/d (x).avi", 1)]
     assert train.class_names == ("brush_hair", "wave")
     assert train.records[0].path == str(tmp_path / "hmdb/brush_hair/a.avi")
-    assert len(video_paths(hmdb)) == 4
+    assert len(read_any_videos(hmdb).records) == 4
 
 
 def test_faults_of_hmdb51(hmdb: str, tmp_path: Path) -> None:

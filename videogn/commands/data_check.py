@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Decode what is not yet decoded, and tell and write what was found."""
     check_positive(arguments, "num_classes", "min_frames", "workers", "timeout")
-    entries, names = list_videos(arguments.list, arguments.root)
+    entries, names = list_videos(
+        arguments.list,
+        arguments.root,
+        format=arguments.format,
+        allow_outside_root=arguments.allow_outside_root,
+    )
     _check_outputs(arguments.out, arguments.list, entries)
     facts = _examined(entries, arguments)
     num_classes = arguments.num_classes
@@ -72,7 +77,7 @@ def _check_outputs(out: Path, source: str, entries: Sequence[ListedVideo]) -> No
 
 
 def _examined(entries: Sequence[ListedVideo], arguments: argparse.Namespace) -> dict[str, Facts]:
-    asked = (entry.path for entry in entries if entry.label is not None)
+    asked = (entry.path for entry in entries if entry.fault is None)
     paths = [path for path in dict.fromkeys(asked) if name_fault(path) is None]
     with closing(Progress(arguments.out / PROGRESS)) as progress:
         found = examine_all(

@@ -8,10 +8,9 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-from videogn.commands.options import add_list, add_workers, check_positive, watched
-from videogn.data.annotations import ListFormat, video_paths
+from videogn.commands.options import add_list, add_workers, check_positive, read_list, watched
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
 from videogn.files import check_writable
@@ -22,12 +21,6 @@ MAX_SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
     add_list(parser)
-    parser.add_argument(
-        "--format", choices=get_args(ListFormat), default="auto", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--allow-outside-root", action="store_true", help="for lists that you trust"
-    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
     add_workers(parser)
 
@@ -35,12 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
     check_positive(arguments, "workers", "timeout")
-    paths = video_paths(
-        arguments.list,
-        arguments.root,
-        format=arguments.format,
-        allow_outside_root=arguments.allow_outside_root,
-    )
+    paths = [record.path for record in read_list(arguments.list, arguments).records]
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from videogn.commands.options import add_list, add_workers, check_positive, watched
+from videogn.commands.options import add_list, add_workers, check_positive, read_list, watched
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
-from videogn.data.annotations import read_any_videos, spread
+from videogn.data.annotations import spread
 from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoList
 from videogn.data.preparing import (
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Prepare a sample, tell what it gains, prepare the rest; 1 where a video failed."""
     check_positive(arguments, "workers", "timeout")
     settings = _settings(arguments)
-    videos = read_any_videos(arguments.list, arguments.root)
+    videos = read_list(arguments.list, arguments)
     folder = arguments.out.absolute()
     names = output_names(videos.records)
     _check_out(folder, arguments.list, names)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from videogn.commands.options import add_list_options, read_list
 from videogn.commands.setup import clips_of, list_of, video_opener
 from videogn.config import ClipConfig, Config, from_tree, load_config
-from videogn.data.annotations import read_any_videos, spread
+from videogn.data.annotations import spread
 from videogn.data.dataset import ClipSample, TrainDataset
 from videogn.data.list_checks import VideoList
 from videogn.data.opening import VideoOpener
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.png", type=Path, required=True)
     parser.add_argument("--num", metavar="N", type=int, default=12, help="clips")
     parser.add_argument("--seed", type=int, help="default: the config's, or 0")
-    parser.add_argument("--root", metavar="DIR", help="where relative paths of a list start")
+    add_list_options(parser)
     defaults = ClipConfig()
     for option, key in CLIP_OPTIONS.items():
         parser.add_argument(
@@ -121,10 +122,20 @@ def _default_config(given: dict[str, int], source: str) -> Config:
 def _videos(arguments: argparse.Namespace, config: Config) -> tuple[VideoList, VideoOpener]:
     opener = video_opener(config.data, "train")
     if _is_config(arguments.source):
-        if arguments.root is not None:
-            raise ConfigError(f"--root {arguments.root}: a config has data.root={arguments.root}")
+        _check_no_list_options(arguments)
         return list_of(config.data, "train", config.model.num_classes), opener
-    return read_any_videos(arguments.source, arguments.root), opener
+    return read_list(arguments.source, arguments), opener
+
+
+def _check_no_list_options(arguments: argparse.Namespace) -> None:
+    if arguments.root is not None:
+        raise ConfigError(f"--root {arguments.root}: a config has data.root={arguments.root}")
+    if arguments.format != "auto":
+        raise ConfigError(
+            f"--format {arguments.format}: a config has data.format={arguments.format}"
+        )
+    if arguments.allow_outside_root:
+        raise ConfigError("--allow-outside-root: a config has data.allow_outside_root=true")
 
 
 @dataclass(frozen=True)

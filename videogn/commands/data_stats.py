@@ -14,10 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from videogn.commands.options import add_list, add_workers, check_positive, num_cores, watched
+from videogn.commands.options import (
+    add_list,
+    add_workers,
+    check_positive,
+    num_cores,
+    read_list,
+    watched,
+)
 from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
-from videogn.data.annotations import read_any_videos, spread
+from videogn.data.annotations import spread
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.opening import VideoOpener
@@ -80,7 +87,7 @@ class Stats:
 def run(arguments: argparse.Namespace) -> int:
     """Probe every video, time some, and print what was found."""
     check_positive(arguments, "workers", "timeout")
-    videos = read_any_videos(arguments.list, arguments.root)
+    videos = read_list(arguments.list, arguments)
     if arguments.out is not None:
         check_writable(arguments.out / "stats.json")
     stats = collect(videos, index_path(arguments.list), arguments.workers, arguments.timeout)

@@ -4,8 +4,10 @@ import argparse
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from videogn.data.annotations import ListFormat, read_any_videos
+from videogn.data.list_checks import VideoList
 from videogn.errors import RunError
 
 Item = TypeVar("Item")
@@ -21,9 +23,34 @@ def num_cores() -> int:
 
 
 def add_list(parser: argparse.ArgumentParser) -> None:
-    """The list of videos that a command works on, and where its paths start."""
+    """The list of videos that a command works on, and how it is read."""
     parser.add_argument("list", metavar="LIST", help="a list file, class-folder tree or csv")
+    add_list_options(parser)
+
+
+def add_list_options(parser: argparse.ArgumentParser) -> None:
+    """How a list of videos is read: as the config's ``data.root`` and so on say for a run."""
     parser.add_argument("--root", metavar="DIR", help="where relative paths start")
+    parser.add_argument(
+        "--format", choices=get_args(ListFormat), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--allow-outside-root", action="store_true", help="for lists that you trust"
+    )
+
+
+def read_list(source: str, arguments: argparse.Namespace) -> VideoList:
+    """The list that :func:`add_list_options` describe, whatever its labels mean.
+
+    Raises:
+        AnnotationError: as :func:`videogn.data.annotations.read_videos` does.
+    """
+    return read_any_videos(
+        source,
+        arguments.root,
+        format=arguments.format,
+        allow_outside_root=arguments.allow_outside_root,
+    )
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

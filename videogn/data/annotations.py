@@ -168,22 +168,6 @@ def read_any_videos(
     )
 
 
-def video_paths(
-    source: str,
-    root: str | None = None,
-    *,
-    format: ListFormat = "auto",  # noqa: A002 - as the config key is named
-    allow_outside_root: bool = True,
-) -> list[str]:
-    """Files of a list, whatever their labels mean.
-
-    Raises:
-        AnnotationError: as :func:`read_videos` does.
-    """
-    videos = read_any_videos(source, root, format=format, allow_outside_root=allow_outside_root)
-    return [record.path for record in videos.records]
-
-
 def spread(items: Sequence[T], count: int) -> list[T]:
     """At most ``count`` items, evenly spaced over the list."""
     count = min(count, len(items))

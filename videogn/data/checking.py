@@ -278,7 +278,7 @@ def judge(
     A video is a duplicate of an earlier one only if that one is sound, so that one is left.
 
     Args:
-        facts: by path, of every entry with a label and without :func:`name_fault`.
+        facts: by path, of every entry without a fault and without :func:`name_fault`.
         num_classes: None where any label from 0 on is right.
     """
     firsts: dict[str, Verdict] = {}
@@ -301,6 +301,8 @@ def _own_fault(
     """The gravest fault of an entry by itself, and its detail."""
     if entry.label is None:
         return "label_range", entry.fault or ""
+    if entry.fault is not None:
+        return "unreadable", entry.fault
     if facts is None:
         return "unreadable", name_fault(entry.path) or ""
     if facts.code is not None:

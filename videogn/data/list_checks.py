@@ -152,7 +152,7 @@ def checked(
     Raises:
         AnnotationError: with these faults and those found before.
     """
-    fence = _fence(entries, folder, expected)
+    fence = fence_of([entry.name for entry in entries], folder, expected)
     seen: dict[str, Entry] = {}
     records, num_repeated = [], 0
     for entry in entries:
@@ -215,7 +215,8 @@ class Fence:
             return None
         return (
             f"{name!r} lies at {real}, outside {' and '.join(self.folders)}; set data.root to a "
-            "folder that holds all videos, or data.allow_outside_root=true if you trust the list"
+            "folder that holds all videos, or data.allow_outside_root=true if you trust the list "
+            "(--root and --allow-outside-root of the data commands)"
         )
 
     def _real(self, path: str) -> str:
@@ -225,11 +226,17 @@ class Fence:
         return os.path.join(self._real_folder(folder), name)  # noqa: PTH118
 
 
-def _fence(entries: Sequence[Entry], folder: Path, expected: Expected) -> Fence | None:
+def fence_of(names: Sequence[str], folder: Path, expected: Expected) -> Fence | None:
+    """What the videos of a list must lie in: its folder, or that of nothing but absolute paths.
+
+    Args:
+        names: the paths as the list has them.
+        folder: where relative paths start.
+    """
     if expected.allow_outside_root:
         return None
-    if expected.root is None and entries and all(Path(e.name).is_absolute() for e in entries):
-        folders = [os.path.dirname(os.path.abspath(e.name)) for e in entries]  # noqa: PTH100, PTH120
+    if expected.root is None and names and all(Path(name).is_absolute() for name in names):
+        folders = [os.path.dirname(os.path.abspath(name)) for name in names]  # noqa: PTH100, PTH120
         return Fence([os.path.commonpath(folders)])
     return Fence([folder])
 

@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from videogn.data.annotations import (
+    ListFormat,
     check_one_split,
     files_by_stem,
     format_of,
@@ -15,7 +16,7 @@ from videogn.data.annotations import (
     read_any_videos,
     row_fault,
 )
-from videogn.data.list_checks import read_text
+from videogn.data.list_checks import ANY_LABEL, Expected, Fence, fence_of, read_text
 from videogn.data.list_formats import is_parquet
 from videogn.errors import AnnotationError
 
@@ -27,7 +28,7 @@ class ListedVideo:
     Attributes:
         path: the file to open.
         label: class index, perhaps of no class; None where it cannot be read.
-        fault: why there is no label.
+        fault: why there is no label, or why the file is not to be opened.
     """
 
     path: str
@@ -36,7 +37,11 @@ class ListedVideo:
 
 
 def list_videos(
-    source: str, root: str | None = None
+    source: str,
+    root: str | None = None,
+    *,
+    format: ListFormat = "auto",  # noqa: A002 - as the config key is named
+    allow_outside_root: bool = True,
 ) -> tuple[list[ListedVideo], tuple[str, ...] | None]:
     """The entries of a list, and its class names where it tells.
 
@@ -44,30 +49,48 @@ def list_videos(
     as :func:`read_any_videos` does. A line that repeats an earlier one's path and label counts
     once.
 
+    Args:
+        allow_outside_root: as :func:`read_videos` has it; an entry outside has a fault.
+
     Raises:
         AnnotationError: there is no such list, it names no video, or cannot be read as a whole.
     """
     path = Path(source)
     try:
-        entries, names = _list(path, root)
+        named, classes = _list(path, root, format)
     except OSError as error:
         raise AnnotationError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    if not entries:
+    if not named:
         raise AnnotationError(f"{source}: names no video")
-    return list(dict.fromkeys(entries)), names
+    expected = Expected(ANY_LABEL, None, root, allow_outside_root)
+    folder = path if path.is_dir() else expected.folder(path)
+    fence = fence_of([name for name, _ in named], folder, expected)
+    entries = [_fenced(name, video, fence) for name, video in named]
+    return list(dict.fromkeys(entries)), classes
 
 
-def _list(path: Path, root: str | None) -> tuple[list[ListedVideo], tuple[str, ...] | None]:
-    layout = format_of(path, read_text(path)) if path.is_file() and not is_parquet(path) else None
+def _fenced(name: str, video: ListedVideo, fence: Fence | None) -> ListedVideo:
+    # A NUL is no part of a path that can be followed; the reader tells of it.
+    if fence is None or video.fault is not None or "\0" in video.path:
+        return video
+    return replace(video, fault=fence.fault(video.path, name))
+
+
+def _list(
+    path: Path, root: str | None, layout: ListFormat
+) -> tuple[list[tuple[str, ListedVideo]], tuple[str, ...] | None]:
+    """Entries with the paths as the list has them."""
+    if layout == "auto" and path.is_file() and not is_parquet(path):
+        layout = format_of(path, read_text(path))
     folder = Path(root) if root is not None else path.parent
     if layout == "kinetics":
         return _list_kinetics_csv(path, read_text(path), folder)
-    if layout == "list":
-        lines = [(_absolute(folder / name), to) for _, name, to in list_lines(read_text(path))]
-        return [_listed(video, label) for video, label in lines], None
-    videos = read_any_videos(str(path), root)
-    entries = [ListedVideo(_absolute(record.path), record.label) for record in videos.records]
-    return entries, videos.class_names
+    if layout in ("list", "slowfast"):
+        lines = list_lines(read_text(path))
+        return [(name, _listed(_absolute(folder / name), label)) for _, name, label in lines], None
+    videos = read_any_videos(str(path), root, format=layout)
+    named = [(r.name, ListedVideo(_absolute(r.path), r.label)) for r in videos.records]
+    return named, videos.class_names
 
 
 def _listed(path: str, label: int | str) -> ListedVideo:
@@ -78,7 +101,7 @@ def _listed(path: str, label: int | str) -> ListedVideo:
 
 def _list_kinetics_csv(
     path: Path, text: str, root: Path
-) -> tuple[list[ListedVideo], tuple[str, ...]]:
+) -> tuple[list[tuple[str, ListedVideo]], tuple[str, ...]]:
     rows = kinetics_rows(path, text)
     # A row's own line is not known once the next is read.
     lines = [(rows.line_num, row) for row in rows]
@@ -88,14 +111,14 @@ def _list_kinetics_csv(
     names = sorted({row["label"] for row in sound})
     index = {name: label for label, name in enumerate(names)}
     files = files_by_stem(root)
-    entries = []
+    named = []
     for (line, row), stem in zip(lines, stems, strict=True):
         # Where the row does not tell its file, its place stands for it.
-        name = files.get(stem, [f"{stem}.mp4"])[0] if stem else None
-        video = _absolute(root / name) if name else f"{_absolute(path)}:{line}"
+        name = files.get(stem, [f"{stem}.mp4"])[0] if stem else f"{_absolute(path)}:{line}"
         label = index.get(row["label"]) if stem else None
-        entries.append(_listed(video, row_fault(row) if label is None else label))
-    return entries, tuple(names)
+        fault = row_fault(row) if label is None else label
+        named.append((name, _listed(_absolute(root / name), fault)))
+    return named, tuple(names)
 
 
 def _absolute(path: str | Path) -> str:
