@@ -3,9 +3,11 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from videogn.commands.setup import list_of
 from videogn.config import DataConfig
@@ -373,13 +375,11 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     source = write(tmp_path / "t.parquet", "PAR1")
-    with pytest.raises(UserError, match="pip install pyarrow"):
+    with pytest.raises(UserError, match=r"pip install 'videogn\[parquet\]'"):
         read_videos(source, num_classes=3)
 
 
 def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
     parquet.write_table(pyarrow.table({"video": ["a.mp4", "b.mp4"], "label": [2, 0]}), path)
     assert labels_of(str(path)) == {"a.mp4": 2, "b.mp4": 0}

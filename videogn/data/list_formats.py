@@ -301,7 +301,9 @@ def read_parquet(path: Path, expected: Expected) -> VideoList:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise UserError(f"{path}: a parquet file needs pyarrow: pip install pyarrow") from error
+        raise UserError(
+            f"{path}: a parquet file needs pyarrow: pip install 'videogn[parquet]'"
+        ) from error
     try:
         table = parquet.read_table(str(path))
     except (ValueError, OSError) as error:
