@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from videogn.config import Config, from_tree
+from videogn.config import Config
+from videogn.config_files import from_tree
 from videogn.engine.runs import RunFolder, RunLog, check_folder, claim, read_log
 from videogn.errors import RunError
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from videogn.commands.options import add_list_options, read_list
 from videogn.commands.setup import clips_of, list_of, video_opener
-from videogn.config import ClipConfig, Config, from_tree, load_config
+from videogn.config import ClipConfig, Config
+from videogn.config_files import from_tree, load_config
 from videogn.data.annotations import spread
 from videogn.data.dataset import ClipSample, TrainDataset
 from videogn.data.list_checks import VideoList

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from videogn.commands.setup import spec_of
-from videogn.config import Config, load_config
+from videogn.config import Config
+from videogn.config_files import load_config
 from videogn.engine.plan import kept_bytes, state_bytes
 from videogn.models.summary import Cost, LayerRow, Summary, cost_of, meta_network, summarise
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from videogn.commands import inflate, test, train
 from videogn.commands.setup import spec_of
-from videogn.config import Config, load_config
+from videogn.config import Config
+from videogn.config_files import load_config
 from videogn.data.synthetic import MOTIONS, RenderedLists, render_motion_dataset
 from videogn.engine.results import RESULTS
 from videogn.engine.runs import RunFolder, read_log

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from videogn.config import ClipConfig, DataConfig, LoadedConfig, ModelConfig
+from videogn.config import ClipConfig, DataConfig, ModelConfig
+from videogn.config_files import LoadedConfig
 from videogn.data.annotations import check_label_order, read_class_names, read_videos
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import VideoReader

@@ -19,7 +19,8 @@ from videogn.commands.setup import (
     spec_of,
     video_opener,
 )
-from videogn.config import Config, LoadedConfig, load_config, to_tree
+from videogn.config import Config
+from videogn.config_files import LoadedConfig, load_config, to_tree
 from videogn.data.dataset import TestDataset
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader

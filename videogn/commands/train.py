@@ -18,7 +18,8 @@ from videogn.commands.setup import (
     spec_of,
     video_opener,
 )
-from videogn.config import Config, LoadedConfig, load_config
+from videogn.config import Config
+from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList, VideoRecord

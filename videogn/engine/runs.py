@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from videogn.config import Config, differences, from_tree, to_yaml
+from videogn.config import Config
+from videogn.config_files import differences, from_tree, to_yaml
 from videogn.errors import RunError
 from videogn.files import write_text
 

@@ -8,17 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.config import (
-    STILL_ARCHS,
-    Config,
-    ModelConfig,
-    differences,
-    from_tree,
-    leaf_keys,
-    load_config,
-    to_tree,
-    to_yaml,
-)
+from videogn.config import STILL_ARCHS, Config, ModelConfig
+from videogn.config_files import differences, from_tree, leaf_keys, load_config, to_tree, to_yaml
 from videogn.errors import ConfigError
 from videogn.models.i3d import LAYOUTS
 from videogn.models.norm import NORMS
