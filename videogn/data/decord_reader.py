@@ -1,8 +1,8 @@
 """decord's reader, in a process of its own: some files crash decord, and playlists make it open
 other files.
 
-Its frames are not those of a full decode in files with edit lists, packed B-frames or intra
-refresh, and it takes the first video stream, not the best.
+Its frames are not those of a full decode in files with edit lists, packed B-frames, hidden frames
+(VP8) or intra refresh, and it passes over damage: of a file of which 130 frames decode it gives 300.
 """
 
 import atexit
