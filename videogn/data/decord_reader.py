@@ -2,7 +2,8 @@
 other files.
 
 Its frames are not those of a full decode in files with edit lists, packed B-frames, hidden frames
-(VP8) or intra refresh, and it passes over damage: of a file of which 130 frames decode it gives 300.
+(VP8) or intra refresh, and it passes over damage: of a file whose first 130 frames alone decode it
+gives 300.
 """
 
 import atexit
