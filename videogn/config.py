@@ -62,8 +62,16 @@ class DataConfig:
     """RGB mean of the input in [0, 1]; where null, the weight file's, else 0.45."""
     std: PositiveTriple | None = None
     """RGB standard deviation in [0, 1]; where null, the weight file's, else 0.225."""
-    num_workers: NonNegativeInt = 4
-    """Decoding processes per GPU; 0 decodes in the training process."""
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Decoding processes per GPU; 0 decodes in the training process. ``auto``: the machine's cores
+    divided among its GPUs."""
+    prefetch: PositiveInt | Literal["auto"] = "auto"
+    """Batches that each decoding process reads ahead; ``auto`` by how much the times of a few
+    samples differ."""
+    pixels: Literal["auto", "cpu", "device"] = "auto"
+    """Where frames are converted to RGB, scaled and mirrored: by the decoding processes, or, as YUV
+    crops, on the device. ``auto``: on a GPU where the crops take no more bytes than the finished
+    clip. ``device`` lets them take five times as many, which 720p needs."""
     reader: Literal["pyav", "decord"] = "pyav"
     """Decoder. decord runs in a process of its own, for some files crash it; its frames are not
     those of a full decode in every file."""

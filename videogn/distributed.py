@@ -30,11 +30,13 @@ class World:
         rank: 0 … size - 1.
         size: number of processes.
         device: where this process computes.
+        local_size: processes of the job on this machine.
     """
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -86,7 +88,9 @@ def joined_world(timeout_seconds: float = 1800) -> Iterator[World]:
         device_id=device if on_gpu else None,
     )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        size = dist.get_world_size()
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield World(dist.get_rank(), size, device, local_size)
     finally:
         dist.destroy_process_group()
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset
+from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset, VideoViews
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
     TrainBatches,
@@ -23,8 +23,10 @@ from videogn.data.loader import (
     epoch_order,
 )
 from videogn.data.opening import VideoOpener
+from videogn.data.workers import Workers
 from videogn.errors import DecodeError
 
+CPU = torch.device("cpu")
 CLIPS = RandomClips(
     num_frames=4,
     frame_stride=2,
@@ -106,7 +108,20 @@ def records(make_video) -> list[VideoRecord]:
     return [VideoRecord(str(path), 10 + i, path.name) for i, path in enumerate(paths)]
 
 
-def train_batches(records, workers: int, rank: int = 0, ranks: int = 1, steps=(0, 4)) -> list:
+def kept(loader) -> list:
+    """All that a loader gives, apart from the memory that it uses again."""
+    batches = []
+    for batch in loader:
+        one = isinstance(batch, VideoViews)
+        frames = [batch.frames] if one else batch.frames
+        copies = tuple(part and part._replace(samples=part.samples.clone()) for part in frames)
+        batches.append(batch._replace(frames=copies[0] if one else copies))
+    return batches
+
+
+def train_batches(
+    records, workers: int, rank: int = 0, ranks: int = 1, steps=(0, 4), clips=CLIPS
+) -> list:
     batches = TrainBatches(
         num_videos=len(records),
         clips_per_gpu=4 // ranks,
@@ -116,13 +131,14 @@ def train_batches(records, workers: int, rank: int = 0, ranks: int = 1, steps=(0
         first_step=steps[0],
         last_step=steps[1],
     )
-    return list(build_train_loader(TrainDataset(records, CLIPS, seed=7), batches, workers))
+    dataset = TrainDataset(records, clips, seed=7)
+    return kept(build_train_loader(dataset, batches, Workers(workers)))
 
 
 def assert_equal(found: list, expected: list) -> None:
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours.clips, theirs.clips)
+        assert torch.equal(ours.clips_on(CPU), theirs.clips_on(CPU))
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.places, theirs.places)
         assert ours.failures == theirs.failures
@@ -132,8 +148,8 @@ def assert_equal(found: list, expected: list) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_clips_do_not_depend_on_workers_ranks_or_interruption(records) -> None:
     alone = train_batches(records, 0)
-    assert alone[0].clips.shape == (4, 3, 4, 32, 32)
-    assert alone[0].clips.dtype == torch.uint8
+    assert alone[0].clips_on(CPU).shape == (4, 3, 4, 32, 32)
+    assert alone[0].clips_on(CPU).dtype == torch.uint8
     assert alone[0].labels.dtype == alone[0].places.dtype == torch.int64
     assert torch.equal(alone[0].labels, alone[0].places + 10)
     for workers in (1, 3):
@@ -141,7 +157,7 @@ def test_clips_do_not_depend_on_workers_ranks_or_interruption(records) -> None:
     assert_equal(train_batches(records, 1, steps=(2, 4)), alone[2:])
     ranks = [train_batches(records, 0, rank, 2) for rank in range(2)]
     for whole, *parts in zip(alone, *ranks, strict=True):
-        assert torch.equal(torch.cat([part.clips for part in parts]), whole.clips)
+        assert torch.equal(torch.cat([part.clips_on(CPU) for part in parts]), whole.clips_on(CPU))
         assert [f for part in parts for f in part.failures] == whole.failures
 
 
@@ -154,11 +170,11 @@ def test_bad_videos_are_reported_through_workers(records) -> None:
     assert {path for path, _ in failures} == {bad}
     assert all("Invalid data" in reason for _, reason in failures)
     assert all(3 not in batch.places for batch in batches)
-    assert all(len(batch.clips) == 4 for batch in batches)
+    assert all(len(batch.frames) == 4 for batch in batches)
 
-    loader = build_val_loader(ValDataset(records, CLIPS, seed=7), range(5), 2, 2)
+    loader = build_val_loader(ValDataset(records, CLIPS, seed=7), range(5), 2, Workers(2))
     for _ in range(2):  # workers persist
-        found = list(loader)
+        found = kept(loader)
         assert [batch.places.tolist() for batch in found] == [[0, 1], [2], [4]]
         assert [path for batch in found for path, _ in batch.failures] == [bad]
 
@@ -175,14 +191,14 @@ def test_error_of_a_worker_arrives_as_it_was(workers: int, records) -> None:
 def test_loading_leaves_the_global_random_numbers_alone(workers: int, records) -> None:
     before = torch.get_rng_state()
     train_batches(records, workers)
-    list(build_val_loader(ValDataset(records, CLIPS, seed=7), range(2), 2, workers))
+    list(build_val_loader(ValDataset(records, CLIPS, seed=7), range(2), 2, Workers(workers)))
     list(views_loader(records[:1], workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batch_of_failures_alone_is_empty(records) -> None:
-    [batch] = build_val_loader(ValDataset([records[3]], CLIPS, seed=7), [0], 2, 0)
-    assert len(batch.clips) == len(batch.labels) == 0
+    [batch] = build_val_loader(ValDataset([records[3]], CLIPS, seed=7), [0], 2, Workers(0))
+    assert len(batch.frames) == len(batch.labels) == 0
     assert len(batch.failures) == 1
 
 
@@ -198,17 +214,17 @@ def views_loader(records, workers: int, **changes):
         "open_video": VideoOpener("pyav"),
     }
     dataset = TestDataset(records, **{**options, **changes})
-    return build_test_loader(dataset, range(len(records)), workers)
+    return build_test_loader(dataset, range(len(records)), Workers(workers))
 
 
 @pytest.mark.dist
 def test_views_come_in_order_from_any_number_of_workers(records) -> None:
-    alone, parallel = (list(views_loader(records, workers)) for workers in (0, 2))
+    alone, parallel = (kept(views_loader(records, workers)) for workers in (0, 2))
     assert [video.place for video in parallel] == [0, 1, 2, 3, 4]
     assert [video.reason is None for video in parallel] == [True, True, True, False, True]
     for ours, theirs in zip(parallel, alone, strict=True):
         assert ours.reason == theirs.reason
-        assert theirs.frames is None or torch.equal(ours.stack(), theirs.stack())
+        assert theirs.frames is None or torch.equal(ours.on(CPU).stack(), theirs.on(CPU).stack())
 
 
 @pytest.mark.dist
@@ -222,7 +238,7 @@ def test_dead_worker_ends_the_iteration(records) -> None:
         num_videos=5, clips_per_gpu=1, rank=0, world_size=1, seed=0, first_step=0, last_step=10**6
     )
     others = set(multiprocessing.active_children())
-    iterator = iter(build_train_loader(TrainDataset(records, CLIPS, seed=7), batches, 2))
+    iterator = iter(build_train_loader(TrainDataset(records, CLIPS, seed=7), batches, Workers(2)))
     next(iterator)
     victim, _ = set(multiprocessing.active_children()) - others
     os.kill(victim.pid, signal.SIGKILL)
@@ -239,6 +255,7 @@ from videogn.data.list_checks import VideoRecord
 from videogn.data.dataset import RandomClips, TrainDataset
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener
+from videogn.data.workers import Workers
 
 def main():
     clips = RandomClips(num_frames=4, frame_stride=1, short_side_min=32, short_side_max=32,
@@ -246,7 +263,7 @@ def main():
     batches = TrainBatches(num_videos=1, clips_per_gpu=1, rank=0, world_size=1, seed=0,
                            first_step=0, last_step=100)
     records = [VideoRecord(sys.argv[1], 0, "a")]
-    iterator = iter(build_train_loader(TrainDataset(records, clips, 0), batches, 2))
+    iterator = iter(build_train_loader(TrainDataset(records, clips, 0), batches, Workers(2)))
     next(iterator)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     time.sleep(60)
@@ -316,9 +333,9 @@ def test_index_bomb_is_one_failed_video(make_video) -> None:
 def test_sound_footage_fits_in_the_memory_of_a_worker(footage: Path) -> None:
     names = ["hugging_1080p_gap.mp4", "people_long_139s.mp4", "flipping_pancake.mkv"]
     records = [VideoRecord(str(footage / "clips" / name), 0, name) for name in names]
-    videos = list(views_loader(records, 1, num_frames=32, num_clips=10, short_side=256))
+    videos = kept(views_loader(records, 1, num_frames=32, num_clips=10, short_side=256))
     assert [video.reason for video in videos] == [None, None, None]
-    assert videos[0].stack().shape == (10, 3, 32, 256, 455)
+    assert videos[0].on(CPU).stack().shape == (10, 3, 32, 256, 455)
 
 
 @pytest.mark.dist
@@ -330,4 +347,4 @@ def test_ten_clips_of_a_long_1080p_video_fit_in_the_memory_of_a_worker(make_vide
         [VideoRecord(str(path), 0, "a")], 1, num_frames=32, num_clips=10, short_side=256
     )
     assert video.reason is None
-    assert np.prod(video.stack().shape) == 10 * 3 * 32 * 256 * 455
+    assert np.prod(video.on(CPU).stack().shape) == 10 * 3 * 32 * 256 * 455

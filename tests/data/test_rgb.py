@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from videogn.data.decode import PyAVReader
 from videogn.data.packets import IndexedReader, NotIndexableError, index_video
-from videogn.data.rgb import CHROMA_STEPS, Box, RgbConverter, upright_size
+from videogn.data.rgb import CHROMA_STEPS, Box, RgbConverter, Stored, upright_size
 
 SOUND = [
     *("abseiling.mp4", "abseiling_vp9.webm", "archery_ucf.avi", "arm_wrestling.mp4"),
@@ -55,7 +55,7 @@ def test_box_is_a_cut_out_of_the_whole_frame(data) -> None:
     frame = noise(height, width, data.draw(st.sampled_from(FORMATS)))
     frame.color_range = data.draw(st.sampled_from([0, 1, 2]))
     frame.colorspace = data.draw(st.sampled_from([1, 2, 5]))  # BT.709, none, BT.601
-    convert = RgbConverter(width, height, quarters, box)
+    convert = RgbConverter(Stored(height, width, quarters), box)
     expected = by_hand(frame, quarters)[box.rows, box.columns]
     for _ in range(2):
         np.testing.assert_array_equal(convert(frame), expected)
@@ -64,7 +64,7 @@ def test_box_is_a_cut_out_of_the_whole_frame(data) -> None:
 def test_images_stay_what_they_were_when_others_follow() -> None:
     frames = [noise(40, 60, "yuv420p"), noise(40, 60, "yuv420p")]
     frames[1].planes[0].update(bytes(frames[1].planes[0].buffer_size))
-    convert = RgbConverter(60, 40, 0, Box(3, 5, 20, 30))
+    convert = RgbConverter(Stored(40, 60, 0), Box(3, 5, 20, 30))
     first = convert(frames[0])
     kept = first.copy()
     assert (convert(frames[1]) != kept).any()

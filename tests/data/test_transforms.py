@@ -5,13 +5,12 @@ import torchvision.transforms.v2.functional as tv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data import transforms
 from videogn.data.transforms import (
     Augmentation,
     center_box,
     draw_augmentation,
     normalize,
-    scale,
+    scale_into,
     scaled_size,
     source_box,
     three_boxes,
@@ -52,8 +51,10 @@ def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_scale_is_bilinear_and_rounds_the_long_side_down(size, short_side, expected) -> None:
     clip = random_clip_of(*size)
     assert scaled_size(*size, short_side) == expected
-    images = list(scale(clip.permute(1, 2, 3, 0).numpy(), expected))
-    scaled = torch.from_numpy(np.stack(images)).permute(3, 0, 1, 2)
+    images = np.empty((2, *expected, 3), np.uint8)
+    for image, source in zip(images, clip.permute(1, 2, 3, 0).numpy(), strict=True):
+        scale_into(image, source)
+    scaled = torch.from_numpy(images).permute(3, 0, 1, 2)
     assert scaled.dtype == torch.uint8
     assert tuple(scaled.shape) == (3, 2, *expected)
     for colour in range(3):
@@ -126,25 +127,24 @@ def test_box_of_a_crop_larger_than_the_scaled_frame_is_the_whole_side() -> None:
     assert source_box(Augmentation(100, 0.5, 0.5, False), 40, 60, 224) == (0, 10, 40, 40)
 
 
-@pytest.mark.parametrize("side", [24, 31])
+@pytest.mark.parametrize("size", [(24, 24), (30, 41), (60, 50)])
 @pytest.mark.parametrize("mirror", [False, True])
-def test_scaled_images_do_not_depend_on_their_groups(side: int, mirror: bool, monkeypatch) -> None:
-    images = list(random_clip_of(side, side, frames=5).permute(1, 2, 3, 0).numpy())
-    together = list(scale(images, (24, 24), mirror=mirror))
-    monkeypatch.setattr(transforms, "GROUP_BYTES", 2 * images[0].size - 1)
-    for one, other in zip(together, scale(images, (24, 24), mirror=mirror), strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_scaled_into_its_place_and_mirrored(size, mirror) -> None:
+    image = random_clip_of(30, 41)[:, 0].permute(1, 2, 0).numpy()
+    clip = np.zeros((3, *size, 3), np.uint8)
+    scale_into(clip[1], image, mirror=mirror)
+    assert not clip[[0, 2]].any()
+    expected = np.empty((*size, 3), np.uint8)
+    scale_into(expected, image)
+    assert np.array_equal(clip[1], expected[:, ::-1] if mirror else expected)
 
 
-@pytest.mark.parametrize("side", [24, 31])
-@pytest.mark.parametrize("turns", [0, 1])
-def test_mirrored_images_are_those_of_the_scaled_ones(side: int, turns: int) -> None:
-    clip = random_clip_of(side, side, frames=3).permute(1, 2, 3, 0).numpy()
-    images = list(np.rot90(clip, turns, axes=(1, 2)))
-    plain, mirrored = scale(images, (24, 24)), scale(images, (24, 24), mirror=True)
-    for one, other in zip(plain, mirrored, strict=True):
-        assert one.shape == (24, 24, 3)
-        np.testing.assert_array_equal(other, one[:, ::-1])
+def test_images_of_any_strides_are_scaled() -> None:
+    image = random_clip_of(31, 40)[:, 0].permute(1, 2, 0).numpy()
+    turned, expected = np.empty((24, 20, 3), np.uint8), np.empty((24, 20, 3), np.uint8)
+    scale_into(turned, np.rot90(image))
+    scale_into(expected, np.ascontiguousarray(np.rot90(image)))
+    assert np.array_equal(turned, expected)
 
 
 def test_normalized_clips_have_their_colours_first_in_memory() -> None:

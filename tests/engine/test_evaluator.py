@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from videogn.data.dataset import VideoViews
+from videogn.data.frames import Frames
 from videogn.data.rgb import Box
 from videogn.engine.evaluator import VideoScore, accuracy, collect, score_videos
 from videogn.errors import RunError
@@ -28,10 +29,10 @@ def all_views(place: int, views: Tensor, num_clips: int) -> VideoViews:
     crops = views.unflatten(0, (num_clips, -1))  # (J, K, C, T, H, W)
     num_crops, height, width = crops.shape[1], views.shape[3], views.shape[4]
     frames = crops.permute(2, 0, 3, 4, 1, 5).flatten(4).flatten(1, 2)
-    clips = torch.arange(num_clips * views.shape[2]).view(num_clips, -1)
+    shown = np.arange(num_clips * views.shape[2]).reshape(num_clips, -1)
     boxes = tuple(Box(0, width * crop, height, width) for crop in range(num_crops))
-    video = VideoViews(place, frames, clips, boxes, None)
-    assert torch.equal(video.stack(), views)
+    video = VideoViews(place, Frames.of(frames), shown, boxes, None)
+    assert torch.equal(video.on(torch.device("cpu")).stack(), views)
     return video
 
 

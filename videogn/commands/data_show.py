@@ -174,10 +174,10 @@ def _caption(videos: VideoList, place: int) -> str:
 
 
 def _chosen(sample: ClipSample) -> np.ndarray:
-    assert isinstance(sample.clip, Tensor)  # training replaces what cannot be read
-    total = sample.clip.shape[1]
-    places = np.linspace(0, total - 1, min(FRAMES_SHOWN, total)).round().astype(int)
-    return sample.clip[:, places].permute(1, 2, 3, 0).numpy()
+    clip = sample.clip
+    assert isinstance(clip, Tensor)  # training replaces what cannot be read
+    places = np.linspace(0, clip.shape[1] - 1, min(FRAMES_SHOWN, clip.shape[1])).round().astype(int)
+    return clip[:, places].permute(1, 2, 3, 0).numpy()
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

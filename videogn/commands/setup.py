@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,10 @@ from videogn.data.dataset import RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList
+from videogn.data.loader import Reads, time_reads
 from videogn.data.opening import VideoOpener
+from videogn.data.workers import Workers, choose_workers
+from videogn.distributed import World
 from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, WeightError
 from videogn.models.build import build_network
@@ -21,6 +26,11 @@ from videogn.models.formats import VIDEO
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 
 logger = logging.getLogger("videogn")
+
+DEVICE_ROOM = 5.0
+"""A crop of a 720p frame has four times the bytes of a finished one."""
+PROBE_SAMPLES = 9
+"""Samples that are read to choose how far ahead workers read."""
 
 
 def spec_of(model: ModelConfig) -> NetworkSpec:
@@ -138,7 +148,9 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
     return VideoOpener(data.reader, path if path.is_file() else None)
 
 
-def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> RandomClips:
+def clips_of(
+    clip: ClipConfig, open_video: Callable[[str], VideoReader], planar_room: float = 0.0
+) -> RandomClips:
     """How training draws its clips."""
     return RandomClips(
         num_frames=clip.num_frames,
@@ -148,6 +160,34 @@ def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> Rand
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
         open_video=open_video,
+        planar_room=planar_room,
+    )
+
+
+def planar_room(data: DataConfig, device: torch.device) -> float:
+    """How many times a finished clip's bytes its frames may take to stay as they are decoded."""
+    if data.pixels == "auto":
+        return 1.0 if device.type == "cuda" else 0.0
+    return {"cpu": 0.0, "device": DEVICE_ROOM}[data.pixels]
+
+
+def reading_workers(
+    data: DataConfig, world: World, dataset: Reads, keys: Sequence[Any], batch_size: int
+) -> Workers:
+    """How many processes read a data set, and how far ahead.
+
+    Args:
+        keys: of a few samples, which are read to see how much their times differ.
+        batch_size: samples of a batch.
+    """
+    return choose_workers(
+        data.num_workers,
+        data.prefetch,
+        sharing=world.local_size,
+        computes_here=world.device.type == "cpu",
+        batch_size=batch_size,
+        batch_bytes=batch_size * dataset.sample_bytes,
+        seconds=partial(time_reads, dataset, keys),
     )
 
 

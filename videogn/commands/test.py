@@ -12,15 +12,19 @@ import numpy as np
 
 from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import (
+    PROBE_SAMPLES,
     build_model,
     checkpoint_file,
     input_scale,
     list_of,
+    planar_room,
+    reading_workers,
     spec_of,
     video_opener,
 )
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config, to_tree
+from videogn.data.annotations import spread
 from videogn.data.dataset import TestDataset
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
@@ -192,11 +196,13 @@ def _score_shard(prepared: Prepared, world: World) -> Iterator[VideoScore]:
         short_side=config.clip.short_side_min,
         crop_size=config.clip.crop_size,
         open_video=video_opener(config.data, "test"),
+        planar=planar_room(config.data, world.device) > 0,
     )
     shard = world.shard(len(prepared.videos.records))
+    workers = reading_workers(config.data, world, dataset, spread(shard, PROBE_SAMPLES), 1)
     return score_videos(
         network,
-        build_test_loader(dataset, shard, config.data.num_workers),
+        build_test_loader(dataset, shard, workers),
         num_clips=config.test.num_clips,
         views_per_pass=config.test.views_per_pass,
         mean=prepared.mean,

@@ -10,11 +10,14 @@ import torch
 
 from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import (
+    PROBE_SAMPLES,
     build_model,
     check_network,
     clips_of,
     input_scale,
     list_of,
+    planar_room,
+    reading_workers,
     spec_of,
     video_opener,
 )
@@ -128,7 +131,7 @@ def train_prepared(prepared: Prepared, world: World) -> TrainingState:
     if state.iteration == prepared.plan.iterations:
         run.report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
         return state
-    train_loader = _train_loader(config, prepared, world, state.iteration)
+    train_loader = _train_loader(prepared, run, state.iteration)
     validate_now = _validation(prepared, run)
     state = train(run, state, iter(train_loader), validate_now)
     run.report(f"done: {folder.path}")
@@ -230,38 +233,46 @@ def _triple(values: tuple[float, float, float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def random_clips(config: Config, key: str) -> RandomClips:
+def random_clips(config: Config, key: str, device: torch.device) -> RandomClips:
     """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
-    return clips_of(config.clip, video_opener(config.data, key))
+    opener = video_opener(config.data, key)
+    return clips_of(config.clip, opener, planar_room(config.data, device))
 
 
-def _train_loader(
-    config: Config, prepared: Prepared, world: World, first_step: int
-) -> Iterator[ClipBatch]:
+def _train_loader(prepared: Prepared, run: Run, first_step: int) -> Iterator[ClipBatch]:
+    config, world = prepared.config, run.world
+    clips_per_gpu = config.train.clips_per_gpu
     batches = TrainBatches(
         num_videos=prepared.plan.num_videos,
-        clips_per_gpu=config.train.clips_per_gpu,
+        clips_per_gpu=clips_per_gpu,
         rank=world.rank,
         world_size=world.size,
         seed=config.seed,
         first_step=first_step,
         last_step=prepared.plan.iterations,
     )
-    dataset = TrainDataset(prepared.train_list.records, random_clips(config, "train"), config.seed)
-    return iter(build_train_loader(dataset, batches, config.data.num_workers))
+    clips = random_clips(config, "train", world.device)
+    dataset = TrainDataset(prepared.train_list.records, clips, config.seed)
+    keys = [(0, index) for index in spread(range(len(dataset)), PROBE_SAMPLES)]
+    workers = reading_workers(config.data, world, dataset, keys, clips_per_gpu)
+    run.report(f"reading     {workers.line()}, clips finished {_where(clips)}")
+    return iter(build_train_loader(dataset, batches, workers))
+
+
+def _where(clips: RandomClips) -> str:
+    return "on the device where that is less to send" if clips.planar_room else "as they are read"
 
 
 def _validation(prepared: Prepared, run: Run) -> Callable[[], Validation] | None:
     if prepared.val_list is None:
         return None
-    config = prepared.config
-    dataset = ValDataset(prepared.val_list.records, random_clips(config, "val"), config.seed)
-    loader = build_val_loader(
-        dataset,
-        run.world.shard(len(prepared.val_list.records)),
-        config.train.clips_per_gpu,
-        config.data.num_workers,
-    )
+    config, world = prepared.config, run.world
+    clips = random_clips(config, "val", world.device)
+    dataset = ValDataset(prepared.val_list.records, clips, config.seed)
+    shard, batch_size = world.shard(len(dataset)), config.train.clips_per_gpu
+    keys = spread(shard, PROBE_SAMPLES)
+    workers = reading_workers(config.data, world, dataset, keys, batch_size)
+    loader = build_val_loader(dataset, shard, batch_size, workers)
 
     def now() -> Validation:
         return validate(run.network, loader, run.info, run.world, config.train.precision)
@@ -299,7 +310,7 @@ def dry_run(prepared: Prepared, world: World) -> int:
     )
     _say(memory.line())
     memory.check()
-    _say(_step_time(prepared, run, lone))
+    _say(_step_time(prepared, run))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0
 
@@ -317,9 +328,9 @@ def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -
     _say(f"sample      {len(records)} videos decode whole")
 
 
-def _step_time(prepared: Prepared, run: Run, world: World) -> str:
+def _step_time(prepared: Prepared, run: Run) -> str:
     """Seconds of one measured step, with its reading, and what the run will take at that pace."""
-    loader = _train_loader(prepared.config, prepared, world, 0)
+    loader = _train_loader(prepared, run, 0)
     started = time.monotonic()
     batch = next(loader)
     read = time.monotonic() - started
@@ -329,7 +340,7 @@ def _step_time(prepared: Prepared, run: Run, world: World) -> str:
     step = time.monotonic() - started
     seconds = prepared.plan.iterations * step
     return (
-        f"step        {step:.2f} s for {prepared.plan.clips_per_gpu} clips on {world.device} "
+        f"step        {step:.2f} s for {prepared.plan.clips_per_gpu} clips on {run.world.device} "
         f"(first batch read in {read:.2f} s); eta {seconds / 3600:.1f} h for "
         f"{prepared.plan.iterations:,} iterations, if reading keeps up and before validation"
     )

@@ -4,6 +4,7 @@ Shapes: C = 3 colours, T frames, H x W pixels. All randomness is a function of (
 index), not of workers or ranks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,14 +15,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videogn.data.decode import VideoReader
+from videogn.data.frames import Frames, Wanted, write_frames
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
 from videogn.data.sampling import random_clip, uniform_clips
+from videogn.data.shared import SharedRecords
 from videogn.data.transforms import (
-    Augmentation,
     center_box,
     draw_augmentation,
-    scale,
     scaled_size,
     source_box,
     three_boxes,
@@ -29,6 +30,7 @@ from videogn.data.transforms import (
 from videogn.errors import DecodeError
 
 MAX_TRIES = 10
+USUAL_ASPECT = 16 / 9
 VALIDATION = 1
 """Ends the seeds of validation draws. NumPy takes (a, b) and (a, b, 0, 0) for the same seed, so
 only a last word that is not zero keeps them apart from those of training."""
@@ -38,16 +40,32 @@ class ClipSample(NamedTuple):
     """One training or validation clip.
 
     Attributes:
-        clip: (C, T, H, W) uint8; None where a validation video could not be read.
+        frames: the clip's different frames; None where a validation video could not be read.
+        shown: (T,) int64, which of them it shows, one after the other.
         label: of the video the clip is of.
         place: where it stands in the list.
         failures: (path, reason) of each video tried before.
     """
 
-    clip: Tensor | None
+    frames: Frames | None
+    shown: np.ndarray
     label: int
     place: int
     failures: tuple[tuple[str, str], ...]
+
+    @property
+    def clip(self) -> Tensor | None:
+        """(C, T, H, W) uint8."""
+        return None if self.frames is None else clip_of(self.frames, self.shown)
+
+
+def clip_of(frames: Frames, shown: np.ndarray) -> Tensor:
+    """A clip (C, T, H, W) uint8 of its frames, on their device."""
+    images = frames.rgb()
+    # Only the clip of a video shorter than its span shows a frame twice.
+    if len(shown) == frames.form.num_frames:
+        return images
+    return images[:, torch.from_numpy(shown).to(images.device)]
 
 
 class VideoViews(NamedTuple):
@@ -57,56 +75,68 @@ class VideoViews(NamedTuple):
 
     Attributes:
         place: where the video stands in the list.
-        frames: (C, U, H, W) uint8; None where it failed.
-        clips: (num_clips, T) int64, which of the U frames a clip shows.
+        frames: U frames; None where it failed.
+        shown: (num_clips, T) int64, which of the U frames a clip shows.
         boxes: the crops of every clip.
         reason: why it failed.
     """
 
     place: int
-    frames: Tensor | None
-    clips: Tensor
+    frames: Frames | None
+    shown: np.ndarray
     boxes: tuple[Box, ...]
     reason: str | None
 
     @classmethod
     def failed(cls, place: int, reason: str) -> "VideoViews":
         """Of a video that could not be read."""
-        return cls(place, None, torch.empty(0, 0, dtype=torch.int64), (), reason)
+        return cls(place, None, np.empty((0, 0), np.int64), (), reason)
 
-    def to(self, device: torch.device) -> "VideoViews":
-        """The same with its frames, and which of them make a clip, on a device."""
-        if self.frames is None:
-            return self
-        return self._replace(
-            frames=self.frames.to(device, non_blocking=True),
-            clips=self.clips.to(device, non_blocking=True),
-        )
-
-    @property
-    def num_views(self) -> int:
-        """Clips times crops."""
-        return len(self.clips) * len(self.boxes)
-
-    def stack(self, first: int = 0, stop: int | None = None) -> Tensor:
-        """Views first … stop - 1, clip by clip, (V, C, T, h, w) uint8.
+    def on(self, device: torch.device) -> "DeviceViews":
+        """The views on a device.
 
         Raises:
             ValueError: the video could not be read.
         """
         if self.frames is None:
             raise ValueError(f"video {self.place} has no views: {self.reason}")
+        shown = torch.from_numpy(self.shown).to(device, non_blocking=True)
+        return DeviceViews(self.frames.to(device).rgb(), shown, self.boxes)
+
+
+class DeviceViews(NamedTuple):
+    """The views of one video where they are scored.
+
+    Attributes:
+        frames: (C, U, H, W) uint8.
+        shown, boxes: as in :class:`VideoViews`.
+    """
+
+    frames: Tensor
+    shown: Tensor
+    boxes: tuple[Box, ...]
+
+    def __len__(self) -> int:
+        return len(self.shown) * len(self.boxes)
+
+    def stack(self, first: int = 0, stop: int | None = None) -> Tensor:
+        """Views first … stop - 1, clip by clip, (V, C, T, h, w) uint8."""
         views = []
-        for view in range(self.num_views)[first:stop]:
+        for view in range(len(self))[first:stop]:
             clip, crop = divmod(view, len(self.boxes))
             box = self.boxes[crop]
             part = self.frames[:, :, box.rows, box.columns]
-            views.append(part[:, self.clips[clip]])
+            views.append(part[:, self.shown[clip]])
         return torch.stack(views)
 
 
 class RandomClips:
-    """Draws one augmented clip of a video (non-local paper, section 4.1)."""
+    """Draws one augmented clip of a video (non-local paper, section 4.1).
+
+    Args:
+        planar_room: frames stay as the decoder gives them where they take at most so many times
+            the bytes of the finished clip; 0 finishes all.
+    """
 
     def __init__(
         self,
@@ -118,6 +148,7 @@ class RandomClips:
         crop_size: int,
         flip_probability: float,
         open_video: Callable[[str], VideoReader],
+        planar_room: float = 0.0,
     ) -> None:
         self.num_frames = num_frames
         self.frame_stride = frame_stride
@@ -126,34 +157,37 @@ class RandomClips:
         self.crop_size = crop_size
         self.flip_probability = flip_probability
         self.open_video = open_video
+        self.planar_room = planar_room
 
-    def read(self, path: str, rng: np.random.Generator) -> Tensor:
-        """A clip (C, T, crop_size, crop_size) uint8 that ``rng`` decides.
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that a clip needs."""
+        finished = self.num_frames * self.crop_size**2 * 3
+        return math.ceil(finished * max(1.0, self.planar_room))
+
+    def read(
+        self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """Frames of a clip that ``rng`` decides, and which of them it shows, (T,) int64.
+
+        Args:
+            memory: (num_bytes,) uint8 to write it into.
 
         Raises:
             DecodeError: the video cannot be read.
         """
+        memory = np.empty(self.num_bytes, np.uint8) if memory is None else memory
         with _memory_errors_named(path):
             video = self.open_video(path)
             indices = random_clip(video.num_frames, self.num_frames, self.frame_stride, rng)
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
-            clip = np.empty((self.num_frames, self.crop_size, self.crop_size, 3), dtype=np.uint8)
-            self._fill(clip, video, indices, draw)
-        return torch.from_numpy(clip).permute(3, 0, 1, 2)
-
-    def _fill(
-        self, clip: np.ndarray, video: VideoReader, indices: np.ndarray, draw: Augmentation
-    ) -> None:
-        """Write the frames into (T, crop_size, crop_size, 3), each decoded and changed once."""
-        box = source_box(draw, video.height, video.width, self.crop_size)
-        unique, places = np.unique(indices, return_inverse=True)
-        size = self.crop_size, self.crop_size
-        scaled = scale(video.images(unique, box), size, mirror=draw.flip)
-        for number, image in enumerate(scaled):
-            for place in np.flatnonzero(places == number):
-                clip[place] = image
+            box = source_box(draw, video.height, video.width, self.crop_size)
+            wanted = Wanted(box, (self.crop_size, self.crop_size), mirror=draw.flip)
+            unique, shown = np.unique(indices, return_inverse=True)
+            form = write_frames(memory, video, path, unique, wanted, planar=self.planar_room > 0)
+        return Frames.in_memory(form, memory), shown
 
 
 class TrainDataset(Dataset[ClipSample]):
@@ -164,7 +198,7 @@ class TrainDataset(Dataset[ClipSample]):
     """
 
     def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = records
+        self._records = SharedRecords(records)
         self._clips = clips
         self._seed = seed
 
@@ -172,6 +206,19 @@ class TrainDataset(Dataset[ClipSample]):
         return len(self._records)
 
     def __getitem__(self, key: tuple[int, int]) -> ClipSample:
+        return self.read(key)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of memory that :meth:`read` needs."""
+        return self._clips.num_bytes
+
+    def read(self, key: tuple[int, int], memory: np.ndarray | None = None) -> ClipSample:
+        """The sample of (epoch, index), its frames written into ``memory`` where given.
+
+        Raises:
+            DecodeError: neither the video nor any of those tried in its place can be read.
+        """
         epoch, index = key
         chosen, failures = index, []
         for attempt in range(MAX_TRIES):
@@ -180,11 +227,11 @@ class TrainDataset(Dataset[ClipSample]):
                 chosen = int(rng.integers(len(self._records)))
             record = self._records[chosen]
             try:
-                clip = self._clips.read(record.path, rng)
+                frames, shown = self._clips.read(record.path, rng, memory)
             except DecodeError as error:
                 failures.append((error.path, error.reason))
             else:
-                return ClipSample(clip, record.label, chosen, tuple(failures))
+                return ClipSample(frames, shown, record.label, chosen, tuple(failures))
         raise DecodeError(
             failures[-1][0],
             f"{failures[-1][1]}; so were {MAX_TRIES - 1} videos tried before it: check the list",
@@ -195,7 +242,7 @@ class ValDataset(Dataset[ClipSample]):
     """One clip per video under training augmentation, drawn once and for all (paper, Figure 7)."""
 
     def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = records
+        self._records = SharedRecords(records)
         self._clips = clips
         self._seed = seed
 
@@ -203,13 +250,23 @@ class ValDataset(Dataset[ClipSample]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> ClipSample:
+        return self.read(index)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of memory that :meth:`read` needs."""
+        return self._clips.num_bytes
+
+    def read(self, index: int, memory: np.ndarray | None = None) -> ClipSample:
+        """The clip of a video, its frames written into ``memory`` where given."""
         record = self._records[index]
         try:
             rng = np.random.default_rng([self._seed, 0, index, 0, VALIDATION])
-            clip = self._clips.read(record.path, rng)
+            frames, shown = self._clips.read(record.path, rng, memory)
         except DecodeError as error:
-            return ClipSample(None, record.label, index, ((error.path, error.reason),))
-        return ClipSample(clip, record.label, index, ())
+            failures = ((error.path, error.reason),)
+            return ClipSample(None, np.empty(0, np.int64), record.label, index, failures)
+        return ClipSample(frames, shown, record.label, index, ())
 
 
 class TestDataset(Dataset[VideoViews]):
@@ -233,8 +290,9 @@ class TestDataset(Dataset[VideoViews]):
         short_side: int,
         crop_size: int,
         open_video: Callable[[str], VideoReader],
+        planar: bool = False,
     ) -> None:
-        self._records = records
+        self._records = SharedRecords(records)
         self._num_frames = num_frames
         self._frame_stride = frame_stride
         self._num_clips = num_clips
@@ -243,38 +301,45 @@ class TestDataset(Dataset[VideoViews]):
         self._short_side = short_side
         self._crop_size = crop_size
         self._open_video = open_video
+        self._planar = planar
 
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes that the frames of most videos need; others bring memory of their own."""
+        longer = math.ceil(self._short_side * USUAL_ASPECT)
+        return self._num_clips * self._num_frames * self._short_side * longer * 3
+
     def __getitem__(self, index: int) -> VideoViews:
+        return self.read(index)
+
+    def read(self, index: int, memory: np.ndarray | None = None) -> VideoViews:
+        """The views of a video, their frames written into ``memory`` where that suffices."""
         path = self._records[index].path
         try:
             with _memory_errors_named(path):
-                return self._read(index, path)
+                return self._read(index, path, memory)
         except DecodeError as error:
             return VideoViews.failed(index, error.reason)
 
-    def _read(self, place: int, path: str) -> VideoViews:
+    def _read(self, place: int, path: str, memory: np.ndarray | None) -> VideoViews:
         video = self._open_video(path)
         clips = uniform_clips(
             video.num_frames, self._num_frames, self._frame_stride, self._num_clips
         )
         unique, shown = np.unique(clips, return_inverse=True)
         size = scaled_size(video.height, video.width, self._short_side)
-        kept = Box(0, 0, *size)
-        if self._protocol == "center":
-            kept = center_box(*size, self._crop_size)
-        frames = np.empty((len(unique), kept.height, kept.width, 3), dtype=np.uint8)
-        for number, image in enumerate(scale(video.images(unique), size)):
-            frames[number] = image[kept.rows, kept.columns]
-        return VideoViews(
-            place,
-            torch.from_numpy(frames).permute(3, 0, 1, 2),
-            torch.from_numpy(shown.reshape(clips.shape)),
-            self._boxes(kept),
-            None,
-        )
+        kept = center_box(*size, self._crop_size) if self._protocol == "center" else None
+        wanted = Wanted(None, size, kept)
+        needed = len(unique) * math.prod(wanted.shape)
+        if memory is None or len(memory) < needed:
+            memory = np.empty(needed, np.uint8)
+        form = write_frames(memory, video, path, unique, wanted, planar=self._planar)
+        frames = Frames.in_memory(form, memory)
+        boxes = self._boxes(kept or Box(0, 0, *size))
+        return VideoViews(place, frames, shown.reshape(clips.shape), boxes, None)
 
     def _boxes(self, kept: Box) -> tuple[Box, ...]:
         if self._protocol == "center" or self._num_crops == 1:

@@ -5,17 +5,17 @@ and protocols, so that none can make the decoder open another file or a network 
 """
 
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import av
 import numpy as np
 from av.stream import Disposition
 
-from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
+from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
 from videogn.errors import DecodeError
 
 MAX_PIXELS = 1 << 25
@@ -76,6 +76,26 @@ class VideoReader(Protocol):
         ...
 
 
+@runtime_checkable
+class FrameSource(Protocol):
+    """A reader that can give frames as the decoder does.
+
+    Attributes:
+        stored: how the frames are stored.
+    """
+
+    stored: Stored
+
+    def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
+        """Frames of strictly rising indices, in one decode; each is valid until the next.
+
+        Raises:
+            DecodeError: the file cannot be decoded.
+            IndexError: an index is outside [0, num_frames).
+        """
+        ...
+
+
 class PyAVReader:
     """Exact on every file: the whole stream is decoded once, in order, when the reader is made.
 
@@ -89,13 +109,12 @@ class PyAVReader:
     def __init__(self, path: str) -> None:
         self._path = path
         self._kept: list[av.VideoFrame] | None = []
-        self.num_frames = self.height = self.width = self._quarters = 0
+        self.num_frames = self.height = self.width = 0
         kept_bytes = 0
         for frame in decode_whole(path):
             if self.num_frames == 0:
-                self._quarters = quarter_turns(frame)
-                self._stored = frame.width, frame.height
-                self.height, self.width = upright_size(frame.height, frame.width, self._quarters)
+                self.stored = stored_as(frame)
+                self.height, self.width = self.stored.upright
             self.num_frames += 1
             kept_bytes += _bytes_of(frame)
             if kept_bytes > KEPT_BYTES:
@@ -109,12 +128,11 @@ class PyAVReader:
 
     def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = checked_indices(self, indices)
-        convert = RgbConverter(*self._stored, self._quarters, box)
-        for frame in self._pick(rising):
-            with errors_named(self._path, lambda: "while converting a frame"):
-                image = convert(frame)
-            yield image
+        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
+
+    def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
+        """Frames of rising indices, as :meth:`FrameSource.decoded` says."""
+        return self._pick(checked_indices(self.num_frames, indices))
 
     def _pick(self, rising: list[int]) -> Iterator[av.VideoFrame]:
         if self._kept is not None:
@@ -143,16 +161,30 @@ def gather(video: VideoReader, indices: FrameIndices) -> np.ndarray:
     return frames[places]
 
 
-def checked_indices(video: VideoReader, indices: FrameIndices) -> list[int]:
+def converted(
+    path: str, frames: Iterable[av.VideoFrame], convert: RgbConverter
+) -> Iterator[np.ndarray]:
+    """Frames as images.
+
+    Raises:
+        DecodeError: their form has no RGB.
+    """
+    for frame in frames:
+        with errors_named(path, lambda: "while converting a frame"):
+            image = convert(frame)
+        yield image
+
+
+def checked_indices(num_frames: int, indices: FrameIndices) -> list[int]:
     """Indices as a list.
 
     Raises:
         IndexError: they do not rise strictly, or leave the video.
     """
     rising = [int(index) for index in indices]
-    inside = bool(rising) and rising[0] >= 0 and rising[-1] < video.num_frames
+    inside = bool(rising) and rising[0] >= 0 and rising[-1] < num_frames
     if not inside or any(a >= b for a, b in pairwise(rising)):
-        raise IndexError(f"frames {rising} are not rising indices below {video.num_frames}")
+        raise IndexError(f"frames {rising} are not rising indices below {num_frames}")
     return rising
 
 

@@ -70,7 +70,7 @@ class DecordReader:
 
     def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = checked_indices(self, indices)
+        rising = checked_indices(self.num_frames, indices)
         for start in range(0, len(rising), BATCH):
             _, batch = _ask(self._path, {"indices": rising[start : start + BATCH]})
             yield from batch if box is None else batch[:, box.rows, box.columns]

@@ -3,43 +3,84 @@
 Shapes: B clips, C = 3 colours, T frames, H x W pixels.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from multiprocessing.context import BaseContext
-from typing import Any, Generic, NamedTuple, TypeVar
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from videogn.data.dataset import ClipSample, TestDataset, TrainDataset, ValDataset, VideoViews
+from videogn.data.dataset import (
+    ClipSample,
+    TestDataset,
+    TrainDataset,
+    ValDataset,
+    VideoViews,
+    clip_of,
+)
+from videogn.data.frames import Form, Frames
 from videogn.data.limits import limit_memory
-from videogn.errors import UserError
+from videogn.data.shared import Ring
+from videogn.data.workers import Workers
+from videogn.errors import DecodeError, UserError
 
 T = TypeVar("T")
 
 ORDER = 2
 """Ends the seeds of epoch orders, so that no clip is drawn from the same one."""
 
+IN_USE = 2
+"""Batches that the training process may still need: the last one, and one the GPU works on."""
+
+
+PROBE_SECONDS = 2.0
+"""How long samples are read to see how much their times differ."""
+
 
 class ClipBatch(NamedTuple):
     """Clips for one step.
 
     Attributes:
-        clips: (B, C, T, H, W) uint8.
+        frames: of each clip.
+        shown: which of its frames each clip shows, (T,) int64.
         labels: (B,) int64.
         places: (B,) int64, where they stand in the list.
         failures: (path, reason) of each video that could not be read.
     """
 
-    clips: Tensor
+    frames: tuple[Frames, ...]
+    shown: tuple[np.ndarray, ...]
     labels: Tensor
     places: Tensor
     failures: list[tuple[str, str]]
+
+    def clips_on(self, device: torch.device) -> Tensor:
+        """(B, C, T, H, W) uint8 on a device, where what was left of the work on pixels is done.
+
+        Raises:
+            ValueError: there are no clips.
+        """
+        clips: Tensor | None = None
+        for place, (frames, shown) in enumerate(zip(self.frames, self.shown, strict=True)):
+            # Colours last, as finished frames come: copied as they lie.
+            clip = clip_of(frames.to(device), shown).permute(1, 2, 3, 0)
+            if clips is None:
+                clips = clip.new_empty((len(self.frames), *clip.shape))
+            clips[place] = clip
+        if clips is None:
+            raise ValueError("a batch of no clips")
+        return clips.permute(0, 4, 1, 2, 3)
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
@@ -66,7 +107,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         last_step: int,
     ) -> None:
         self._num_videos = num_videos
-        self._clips_per_gpu = clips_per_gpu
+        self.clips_per_gpu = clips_per_gpu
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
@@ -79,8 +120,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in self._steps:
             keys = []
-            start = (step * self._world_size + self._rank) * self._clips_per_gpu
-            for position in range(start, start + self._clips_per_gpu):
+            start = (step * self._world_size + self._rank) * self.clips_per_gpu
+            for position in range(start, start + self.clips_per_gpu):
                 if position // self._num_videos != epoch:
                     epoch = position // self._num_videos
                     order = epoch_order(self._num_videos, self._seed, epoch)
@@ -94,31 +135,80 @@ def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
     return rng.permutation(num_videos)
 
 
-class Loader(Generic[T]):
-    """Iterates over what a torch loader gives, and raises errors of its workers as they were.
+class Reads(Protocol):
+    """A data set that writes the frames of a sample where it is told."""
 
-    On its own torch turns an error of a worker into one with the worker's traceback for a
-    message.
+    @property
+    def sample_bytes(self) -> int:
+        """Memory that a sample needs."""
+        ...
+
+    def read(self, key: Any, memory: np.ndarray) -> Any:
+        """A sample with ``frames``, or None for them where it could not be read."""
+        ...
+
+
+class Loader(Generic[T]):
+    """Batches of samples, read in worker processes that write their frames into shared memory.
+
+    A batch is valid until the one after the next is asked for; then its memory is used again.
+
+    Args:
+        dataset: what reads a sample.
+        batches: the keys of each batch.
+        batch_size: samples of the largest batch.
+        finish: makes a batch of its samples.
+        workers: how many processes read, and how far ahead.
+        persistent: whether they stay for another iteration.
+        pinned: whether a GPU fetches from the shared memory.
 
     Raises:
-        UserError: what a worker raised.
+        UserError: what a worker raised, as it was.
         RuntimeError: a worker died; torch's message has its process id.
     """
 
-    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
-        self._loader: DataLoader[Any] = DataLoader(_ErrorsAsItems(dataset), **options)
+    def __init__(
+        self,
+        dataset: Reads,
+        batches: Sampler[Any] | Sequence[Sequence[Any]],
+        batch_size: int,
+        finish: Callable[[list[Any]], T],
+        workers: Workers,
+        *,
+        persistent: bool = False,
+        pinned: bool = True,
+    ) -> None:
+        self._finish = finish
+        self._ring: Ring | None = None
+        if workers.processes:
+            slots = workers.processes * workers.prefetch + IN_USE
+            self._ring = Ring(slots, batch_size * dataset.sample_bytes)
+            if pinned and torch.cuda.is_available():
+                self._ring.pin()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Filling(dataset, self._ring),
+            batch_sampler=_Numbered(batches),
+            collate_fn=_as_it_is,
+            # Torch draws a seed for the workers, which do not use it; drawn from the global
+            # generator it would shift the dropout of a run that validates at other steps.
+            generator=torch.Generator(),
+            **_worker_options(workers, persistent),
+        )
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[T]:
-        items = iter(self._loader)
+        return _paced(self._batches())
+
+    def _batches(self) -> Iterator[T]:
+        filled = iter(self._loader)
         while True:
             try:
-                item = next(items)
+                item = next(filled)
             except StopIteration:
                 return
-            # Torch may be fetching a clip from the worker when it dies.
+            # Torch may be fetching an answer from the worker when it dies.
             except (ConnectionError, EOFError, FileNotFoundError) as error:
                 raise RuntimeError(
                     "a data worker died, perhaps killed for lack of memory; "
@@ -126,98 +216,189 @@ class Loader(Generic[T]):
                 ) from error
             if isinstance(item, UserError):
                 raise item
-            yield item
+            yield self._finish([self._attached(item.slot, sample) for sample in item.samples])
+
+    def _attached(self, slot: int, sample: Any) -> Any:
+        if not isinstance(sample.frames, _Placed) or self._ring is None:
+            return sample
+        form, start = sample.frames
+        return sample._replace(frames=Frames.in_memory(form, self._ring.slot(slot)[start:]))
 
 
-class _ErrorsAsItems(Dataset[Any]):
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
+def _paced(batches: Iterator[T]) -> Iterator[T]:
+    """Give batches on, but none before the GPU is done with the copies of the one before the last.
+
+    Its memory is the next to be written.
+    """
+    if not torch.cuda.is_available():
+        yield from batches
+        return
+    copied: deque[torch.cuda.Event] = deque()
+    for batch in batches:
+        yield batch
+        # The caller has asked for the next one: its copies of this one are on their way.
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        copied.append(event)
+        if len(copied) == IN_USE:
+            copied.popleft().synchronize()
+
+
+class _Placed(NamedTuple):
+    """Stands for the frames of a sample, which lie in a slot of the ring from ``start`` on."""
+
+    form: Form
+    start: int
+
+
+class _Filled(NamedTuple):
+    """What a worker sends: samples whose frames are in slot ``slot`` of the ring."""
+
+    slot: int
+    samples: list[Any]
+
+
+class _Numbered(Sampler[Any]):
+    """Batches of keys with their number, which decides the slot."""
+
+    def __init__(self, batches: Sampler[Any] | Sequence[Sequence[Any]]) -> None:
+        self._batches = batches
 
     def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]
+        return len(self._batches)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Any) -> Any:
+    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
+        for number, keys in enumerate(self._batches):
+            yield [(number, key) for key in keys]
+
+
+class _Filling(Dataset[Any]):
+    """Reads whole batches, in a worker where there are any."""
+
+    def __init__(self, dataset: Reads, ring: Ring | None) -> None:
+        self._dataset = dataset
+        self._ring = ring
+
+    # On its own torch turns an error of a worker into one with the worker's traceback for a
+    # message.
+    def __getitems__(self, keys: Sequence[tuple[int, Any]]) -> _Filled | UserError:
         try:
-            return self._dataset[key]
+            return self._fill(keys[0][0], [key for _, key in keys])
         except UserError as error:
             return error
 
+    def _fill(self, slot: int, keys: Sequence[Any]) -> _Filled:
+        size, start, samples = self._dataset.sample_bytes, 0, []
+        for key in keys:
+            if self._ring is None:
+                samples.append(self._dataset.read(key, np.empty(size, np.uint8)))
+                continue
+            memory = self._ring.slot(slot)[start : start + size]
+            sample = self._dataset.read(key, memory)
+            if sample.frames is not None and _lies_in(sample.frames, memory):
+                sample = sample._replace(frames=_Placed(sample.frames.form, start))
+            samples.append(sample)
+            start += size
+        return _Filled(slot, samples)
+
+
+def _lies_in(frames: Frames, memory: np.ndarray) -> bool:
+    return frames.samples.data_ptr() == memory.ctypes.data
+
+
+def _as_it_is(filled: Any) -> Any:
+    return filled
+
 
 def build_train_loader(
-    dataset: TrainDataset, batches: TrainBatches, num_workers: int
+    dataset: TrainDataset, batches: TrainBatches, workers: Workers
 ) -> Loader[ClipBatch]:
     """One :class:`ClipBatch` per step."""
-    return Loader(
-        dataset,
-        collate_fn=_collate,
-        batch_sampler=batches,
-        **_worker_options(num_workers, persistent=False),
-    )
+    return Loader(dataset, batches, batches.clips_per_gpu, collate_clips, workers)
 
 
 def build_val_loader(
-    dataset: ValDataset, indices: Sequence[int], batch_size: int, num_workers: int
+    dataset: ValDataset, indices: Sequence[int], batch_size: int, workers: Workers
 ) -> Loader[ClipBatch]:
     """This rank's validation clips; a batch with failures is that much smaller."""
-    return Loader(
-        dataset,
-        collate_fn=_collate,
-        sampler=indices,
-        batch_size=batch_size,
-        **_worker_options(min(num_workers, len(indices)), persistent=True),
-    )
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
+    workers = workers.at_most(len(batches))
+    return Loader(dataset, batches, batch_size, collate_clips, workers, persistent=True)
 
 
 def build_test_loader(
-    dataset: TestDataset, indices: Sequence[int], num_workers: int
+    dataset: TestDataset, indices: Sequence[int], workers: Workers
 ) -> Loader[VideoViews]:
     """This rank's videos, one :class:`VideoViews` each, in order."""
-    return Loader(
-        dataset,
-        sampler=indices,
-        batch_size=None,
-        **_worker_options(min(num_workers, len(indices)), persistent=False),
-    )
-
-
-def _collate(items: Sequence[ClipSample | UserError]) -> ClipBatch | UserError:
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-    return collate_clips([item for item in items if isinstance(item, ClipSample)])
+    batches = [[index] for index in indices]
+    # Locking memory for the longest videos costs more than it gains beside ten clips' scores.
+    workers = workers.at_most(len(batches))
+    return Loader(dataset, batches, 1, _only_one, workers, pinned=False)
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
-    """Stack the clips that could be read; clips stay uint8."""
-    read = [sample for sample in samples if sample.clip is not None]
-    clips = [sample.clip for sample in read if sample.clip is not None]
+    """Those clips that could be read, and what happened to the others."""
+    read = [sample for sample in samples if sample.frames is not None]
     return ClipBatch(
-        clips=torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8),
+        frames=tuple(sample.frames for sample in read if sample.frames is not None),
+        shown=tuple(sample.shown for sample in read),
         labels=torch.tensor([sample.label for sample in read], dtype=torch.int64),
         places=torch.tensor([sample.place for sample in read], dtype=torch.int64),
         failures=[failure for sample in samples for failure in sample.failures],
     )
 
 
-def _worker_options(num_workers: int, persistent: bool) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "num_workers": num_workers,
-        "pin_memory": torch.cuda.is_available(),
-        # Torch draws a seed for the workers, which do not use it; drawn from the global generator
-        # it would shift the dropout of a run that validates at other steps.
-        "generator": torch.Generator(),
-    }
-    if num_workers == 0:
-        return options
-    return options | {
+def _only_one(samples: Sequence[VideoViews]) -> VideoViews:
+    [sample] = samples
+    return sample
+
+
+def _worker_options(workers: Workers, persistent: bool) -> dict[str, Any]:
+    if workers.processes == 0:
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers.processes,
         "persistent_workers": persistent,
-        "prefetch_factor": 2,
+        "prefetch_factor": workers.prefetch,
         "worker_init_fn": prepare_worker,
         "multiprocessing_context": worker_context(),
     }
 
 
-def worker_context() -> BaseContext:
+def time_reads(dataset: Reads, keys: Sequence[Any]) -> list[float]:
+    """Seconds that reading each of a few samples takes a worker, as many as there is time for."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = worker_context().Process(target=_time_reads, args=(dataset, keys, theirs))
+    process.start()
+    theirs.close()
+    seconds: list[float] = []
+    deadline = 0.0
+    try:
+        # Starting a worker takes longer than reading, and what it started first is used later.
+        while ours.poll(None if not seconds else max(0.0, deadline - time.monotonic())):
+            if not seconds:
+                deadline = time.monotonic() + PROBE_SECONDS
+            seconds.append(ours.recv())
+    except EOFError:
+        pass
+    finally:
+        process.kill()
+        process.join()
+    return seconds
+
+
+def _time_reads(dataset: Reads, keys: Sequence[Any], pipe: Connection) -> None:
+    prepare_worker(0)
+    torch.set_num_threads(1)
+    memory = np.empty(dataset.sample_bytes, np.uint8)
+    for key in keys:
+        started = time.monotonic()
+        with contextlib.suppress(DecodeError):
+            dataset.read(key, memory)
+        pipe.send(time.monotonic() - started)
+
+
+def worker_context() -> ForkServerContext:
     """How workers are started.
 
     A forked child of a process with CUDA, NCCL or gloo threads may hang; a spawned one imports
@@ -235,6 +416,8 @@ def prepare_worker(worker_id: int) -> None:
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # As torch's: the processes are the parallelism.
+    cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_memory()
 

@@ -27,11 +27,12 @@ from videogn.data.decode import (
     FrameIndices,
     best_stream,
     checked_indices,
+    converted,
     errors_named,
     gather,
     opened,
 )
-from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
+from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
 from videogn.errors import DecodeError
 
 REFERENCE = 1
@@ -157,7 +158,8 @@ class IndexedReader:
         self._path = path
         self._index = index
         self.num_frames = index.num_frames
-        self.height, self.width = upright_size(index.height, index.width, index.quarters)
+        self.stored = Stored(index.height, index.width, index.quarters)
+        self.height, self.width = self.stored.upright
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
@@ -165,13 +167,12 @@ class IndexedReader:
 
     def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
         """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        rising = checked_indices(self, indices)
-        index = self._index
-        convert = RgbConverter(index.width, index.height, index.quarters, box)
-        for frame in decode_frames(self._path, index, rising):
-            with errors_named(self._path, lambda: "while converting a frame"):
-                image = convert(frame)
-            yield image
+        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
+
+    def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
+        """Frames of rising indices, as :meth:`FrameSource.decoded` says."""
+        rising = checked_indices(self.num_frames, indices)
+        return decode_frames(self._path, self._index, rising)
 
 
 def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
@@ -277,7 +278,7 @@ class _Scan:
     codec: str
     codec_tag: str
     extradata: bytes
-    shape: tuple[int, int, int]
+    shape: Stored
     offsets: list[int]
     sizes: list[int]
     flags: list[int]
@@ -287,7 +288,7 @@ class _Scan:
 
 
 def _scan(path: str) -> _Scan:
-    found = _Scan("", "", b"", (0, 0, 0), [], [], [], [], [], [])
+    found = _Scan("", "", b"", Stored(0, 0, 0), [], [], [], [], [], [])
     shape, misplaced = None, False
     with errors_named(path, lambda: f"after {len(found.sums)} frames"), opened(path) as container:
         stream = best_stream(path, container)
@@ -308,7 +309,7 @@ def _scan(path: str) -> _Scan:
                     found.flags.append(_flags_of(bytes(packet), length_bytes))
                 for frame in packet.decode():
                     evidence.see_frame(frame)
-                    shape = shape or (frame.width, frame.height, quarter_turns(frame))
+                    shape = shape or stored_as(frame)
                     found.owners.append(frame.opaque)
                     found.sums.append(_fingerprint(frame))
         evidence.judge()
@@ -319,7 +320,7 @@ def _scan(path: str) -> _Scan:
             codec=context.codec.name,
             codec_tag=context.codec_tag,
             extradata=context.extradata or b"",
-            shape=shape or (0, 0, 0),
+            shape=shape or Stored(0, 0, 0),
         )
 
 
@@ -376,7 +377,7 @@ def _paired(scan: _Scan) -> PacketIndex:
     owners = [owner for owner in scan.owners if owner is not None]
     if len(owners) != len(scan.owners) or len(set(owners)) != len(owners):
         raise NotIndexableError("its packets and frames do not pair")
-    width, height, quarters = scan.shape
+    height, width, quarters = scan.shape
     return PacketIndex(
         codec=scan.codec,
         codec_tag=scan.codec_tag,

@@ -1,8 +1,9 @@
-"""Decoded frames as RGB images, whole or only the part of them that is used.
+"""Decoded frames as RGB images, or cut out of their planes, whole or only the part that is used.
 
 Shapes: H x W pixels, 3 colours. Boxes are given in upright pixels, as the viewer sees a frame.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -41,55 +42,64 @@ class Box(NamedTuple):
         return slice(self.left, self.left + self.width)
 
 
+class Stored(NamedTuple):
+    """How a video's frames are stored, by its first.
+
+    Attributes:
+        height, width: pixels.
+        quarters: counter-clockwise quarter turns that set a frame upright.
+    """
+
+    height: int
+    width: int
+    quarters: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of an upright frame."""
+        return upright_size(*self)
+
+    def locate(self, box: Box | None) -> Box:
+        """Where an upright box lies in a stored frame; None stands for the whole."""
+        return _as_stored(box or Box(0, 0, *self.upright), *self)
+
+
 class RgbConverter:
     """Frames as upright RGB images, all of the size and rotation of the video's first.
 
     Args:
-        width, height: pixels of a frame as it is stored.
-        quarters: counter-clockwise quarter turns that set it upright.
+        stored: how frames are stored.
         box: the part that is wanted; None for the whole frame.
     """
 
-    def __init__(self, width: int, height: int, quarters: int, box: Box | None = None) -> None:
+    def __init__(self, stored: Stored, box: Box | None = None) -> None:
         # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
         self._reformatter = VideoReformatter()
-        self._size = height, width
-        self._quarters = quarters
-        whole = Box(0, 0, *upright_size(height, width, quarters))
-        self._box = _as_stored(box or whole, height, width, quarters)
+        self._stored = stored
+        self._box = stored.locate(box)
         self._part: av.VideoFrame | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """A frame's box as (H, W, 3) uint8, the same values as a cut out of the whole frame."""
-        top, left, height, width = self._box
-        if self._can_cut(frame):
-            steps = CHROMA_STEPS[frame.format.name]
-            outer = _aligned(self._box, self._size)
-            image = self._converted(self._cut(frame, outer, steps), outer.height, outer.width)
+        height, width, quarters = self._stored
+        top, left, rows, columns = self._box
+        if (rows, columns) != (height, width) and can_cut(frame, self._stored):
+            outer = aligned(self._box, self._stored)
+            image = self._converted(self._cut(frame, outer), outer.height, outer.width)
             top, left = top - outer.top, left - outer.left
         else:
-            image = self._converted(frame, *self._size)
-        return np.rot90(image[top : top + height, left : left + width], self._quarters)
+            image = self._converted(frame, height, width)
+        return np.rot90(image[top : top + rows, left : left + columns], quarters)
 
-    def _can_cut(self, frame: av.VideoFrame) -> bool:
-        same_size = (frame.height, frame.width) == self._size
-        cuts = (self._box.height, self._box.width) != self._size
-        # The scaler rounds otherwise in frames of an odd size.
-        even = frame.height % 2 == 0 and frame.width % 2 == 0
-        plain = frame.format.name in CHROMA_STEPS and not _fields(frame)
-        return cuts and same_size and even and plain
-
-    def _cut(self, frame: av.VideoFrame, box: Box, steps: tuple[int, int]) -> av.VideoFrame:
-        """The samples of a box that begins at a chroma sample, in a frame that is used again."""
+    def _cut(self, frame: av.VideoFrame, box: Box) -> av.VideoFrame:
+        """The samples of an aligned box, in a frame that is used again."""
         part = self._part
         shape = box.width, box.height, frame.format.name
         if part is None or (part.width, part.height, part.format.name) != shape:
             part = self._part = av.VideoFrame(*shape)
-        for number, (source, target) in enumerate(zip(frame.planes, part.planes, strict=True)):
-            rows, columns = steps if number else (1, 1)
-            samples = _samples(source)[box.top // rows :, box.left // columns :]
-            height, width = -(-box.height // rows), -(-box.width // columns)
-            _samples(target)[:height, :width] = samples[:height, :width]
+        for source, target in zip(plane_parts(frame, box), part.planes, strict=True):
+            height, width = source.shape
+            _samples(target)[:height, :width] = source
         part.colorspace, part.color_range = frame.colorspace, frame.color_range
         return part
 
@@ -102,9 +112,40 @@ class RgbConverter:
         return pixels.reshape(plane.height, plane.width, 3)
 
 
+def stored_as(frame: av.VideoFrame) -> Stored:
+    """How a video is stored whose first frame this is."""
+    return Stored(frame.height, frame.width, quarter_turns(frame))
+
+
 def quarter_turns(frame: av.VideoFrame) -> int:
     """Counter-clockwise quarter turns that set a frame upright, by its rotation tag."""
     return round(frame.rotation / 90) % 4
+
+
+def can_cut(frame: av.VideoFrame, stored: Stored) -> bool:
+    """Whether a cut out of a frame's planes is the same as one out of the converted frame."""
+    same_size = (frame.height, frame.width) == (stored.height, stored.width)
+    # The scaler rounds otherwise in frames of an odd size.
+    even = frame.height % 2 == 0 and frame.width % 2 == 0
+    return same_size and even and frame.format.name in CHROMA_STEPS and not _fields(frame)
+
+
+def plane_parts(frame: av.VideoFrame, box: Box) -> Iterator[np.ndarray]:
+    """The samples of an aligned box in each plane, (rows, columns) uint8, the frame's memory."""
+    steps = CHROMA_STEPS[frame.format.name]
+    for number, plane in enumerate(frame.planes):
+        rows, columns = steps if number else (1, 1)
+        top, left = box.top // rows, box.left // columns
+        height, width = -(-box.height // rows), -(-box.width // columns)
+        yield _samples(plane)[top : top + height, left : left + width]
+
+
+def aligned(box: Box, stored: Stored) -> Box:
+    """The box extended to even places, or to the frame's end."""
+    top, left = box.top - box.top % ALIGNED, box.left - box.left % ALIGNED
+    bottom = min(stored.height, -(-(box.top + box.height) // ALIGNED) * ALIGNED)
+    right = min(stored.width, -(-(box.left + box.width) // ALIGNED) * ALIGNED)
+    return Box(top, left, bottom - top, right - left)
 
 
 def _samples(plane: av.video.plane.VideoPlane) -> np.ndarray:
@@ -132,11 +173,3 @@ def _as_stored(box: Box, height: int, width: int, quarters: int) -> Box:
     if quarters == 3:
         return Box(height - left - columns, top, columns, rows)
     return box
-
-
-def _aligned(box: Box, size: tuple[int, int]) -> Box:
-    """The box extended to even places, or to the frame's end."""
-    top, left = box.top - box.top % ALIGNED, box.left - box.left % ALIGNED
-    bottom = min(size[0], -(-(box.top + box.height) // ALIGNED) * ALIGNED)
-    right = min(size[1], -(-(box.left + box.width) // ALIGNED) * ALIGNED)
-    return Box(top, left, bottom - top, right - left)

@@ -4,18 +4,14 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels. Clips stay uint8 until t
 device. Whatever is drawn is drawn once for a whole clip.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from videogn.data.rgb import Box
-
-GROUP_BYTES = 2 * 2**20
-"""Images are scaled together up to this size."""
 
 
 def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -80,37 +76,19 @@ def source_box(draw: Augmentation, height: int, width: int, crop_size: int) -> B
     return Box(top, left, side, side)
 
 
-def scale(
-    images: Iterable[np.ndarray], size: tuple[int, int], *, mirror: bool = False
-) -> Iterator[np.ndarray]:
-    """Images (H, W, 3) uint8, all of one shape, as (*size, 3) uint8, bilinear in 8 bits.
-
-    A few go through torch at once: for small ones its calls cost as much as the scaling.
+def scale_into(target: np.ndarray, image: np.ndarray, *, mirror: bool = False) -> None:
+    """Write an image (H, W, 3) uint8 into ``target`` (h, w, 3), scaled, bilinear in 8 bits.
 
     Args:
         mirror: whether left and right are exchanged.
     """
-    group: list[np.ndarray] = []
-    for image in images:
-        if image.shape[:2] == size and not mirror:
-            yield image
-            continue
-        group.append(image)
-        if len(group) * image.size > GROUP_BYTES:
-            yield from _scaled(group, size, mirror)
-            group = []
-    if group:
-        yield from _scaled(group, size, mirror)
-
-
-def _scaled(images: list[np.ndarray], size: tuple[int, int], mirror: bool) -> np.ndarray:
-    frames = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    if frames.shape[2:] != size:
-        frames = F.interpolate(frames, size=size, mode="bilinear")
+    if image.shape == target.shape:
+        np.copyto(target, image)
+    else:
+        height, width = target.shape[:2]
+        cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
     if mirror:
-        # Torch has a kernel for this order in memory; NumPy copies colour by colour.
-        frames = frames.flip(3)
-    return np.asarray(frames.permute(0, 2, 3, 1).numpy())
+        cv2.flip(target, 1, dst=target)
 
 
 def normalize(

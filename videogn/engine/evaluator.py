@@ -88,13 +88,13 @@ def score_videos(
             yield VideoScore(video.place, None, None, video.reason)
             continue
         with torch.inference_mode():
-            there = video.to(device)
+            there = video.on(device)
             logits, probs = zip(
                 *(
                     _score_views(
                         network, there.stack(first, first + views_per_pass), mean, std, precision
                     )
-                    for first in range(0, video.num_views, views_per_pass)
+                    for first in range(0, len(there), views_per_pass)
                 ),
                 strict=True,
             )

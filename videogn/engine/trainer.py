@@ -62,7 +62,7 @@ def train_step(run: Run, batch: ClipBatch, iteration: int) -> tuple[Tensor, Tens
     # draws, and no generator's state has to be stored.
     torch.manual_seed(step_seed(run.seed, iteration, run.world.rank))
 
-    clips = normalize(batch.clips.to(device, non_blocking=True), run.info.mean, run.info.std)
+    clips = normalize(batch.clips_on(device), run.info.mean, run.info.std)
     labels = batch.labels.to(device, non_blocking=True)
     with autocast(device, run.recipe.precision):
         logits = run.model(clips)
@@ -161,7 +161,7 @@ def validate(
             failures += batch.failures
             if len(batch.labels) == 0:
                 continue
-            clips = normalize(batch.clips.to(world.device), info.mean, info.std)
+            clips = normalize(batch.clips_on(world.device), info.mean, info.std)
             labels = batch.labels.to(world.device)
             with autocast(world.device, precision):
                 logits = network(clips).float()
