@@ -9,6 +9,7 @@ from videogn.data.packets import (
     IndexedReader,
     NotIndexableError,
     PacketIndex,
+    decode_frames,
     index_video,
     runs,
 )
@@ -114,6 +115,18 @@ def test_real_clips_are_exact(footage, name):
 def test_damaged_files_are_found_while_they_are_indexed(footage, name, reason):
     with pytest.raises(DecodeError, match=reason):
         index_video(str(footage / "clips" / name))
+
+
+def test_frames_that_are_still_held_do_not_disturb_the_next_clip(make_video):
+    path = str(make_video(num_frames=60))
+    index = index_video(path)
+    held = list(decode_frames(path, index, list(range(0, 60, 2))))
+    for start in range(20):
+        wanted = list(range(start, 60, 3))
+        again = decode_frames(path, index, wanted)
+        # The frames of the clip before go while this one's are being decoded.
+        held = [next(again), *held[::2], *again]
+        assert len([frame for frame in held if frame.width]) >= len(wanted)
 
 
 def test_index_survives_its_compact_form(make_video):

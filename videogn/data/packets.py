@@ -222,8 +222,9 @@ def _decode_packets(
                     continue
                 content = None if packet is None else _read_packet(file.fileno(), index, packet)
                 for frame in decoder.decode(content):
-                    if frame.opaque in wanted:
-                        yield frame.opaque, frame
+                    came_from = _origin(frame)
+                    if came_from is not None and came_from in wanted:
+                        yield came_from, frame
 
 
 def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
@@ -235,8 +236,21 @@ def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
     # is followed by zeros.
     packet = av.Packet(size)
     packet.update(content)
-    packet.opaque = packet.pts = packet.dts = place
+    packet.pts = packet.dts = place
+    _mark(packet, place)
     return packet
+
+
+def _mark(packet: Any, place: int) -> None:
+    # PyAV keeps what is passed along by its identity and forgets it with the first frame that goes:
+    # an object of its own for each packet, for small integers are the same one everywhere.
+    packet.opaque = [place]
+
+
+def _origin(frame: av.VideoFrame) -> int | None:
+    """The place of the packet that a frame came from."""
+    mark: Any = frame.opaque
+    return None if mark is None else int(mark[0])
 
 
 def _decoder(index: PacketIndex) -> Any:
@@ -302,7 +316,7 @@ def _scan(path: str) -> _Scan:
                 if packet.size:
                     offset = _content_offset(file.fileno(), packet)
                     misplaced = misplaced or offset is None
-                    packet.opaque = len(found.sizes)
+                    _mark(packet, len(found.sizes))
                     found.offsets.append(offset or 0)
                     found.sizes.append(packet.size)
                     found.keys.append(packet.is_keyframe)
@@ -310,7 +324,7 @@ def _scan(path: str) -> _Scan:
                 for frame in packet.decode():
                     evidence.see_frame(frame)
                     shape = shape or stored_as(frame)
-                    found.owners.append(frame.opaque)
+                    found.owners.append(_origin(frame))
                     found.sums.append(_fingerprint(frame))
         evidence.judge()
         if misplaced:
