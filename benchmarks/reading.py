@@ -2,9 +2,8 @@
 
     python benchmarks/reading.py [VIDEO …] [--rounds 9]
 
-Every video is re-encoded (x264's defaults) to short sides 256, 320 and 720 pixels, and to 256 with
-a key frame every 16 frames, the form ``videogn data prepare`` writes; without a video one is made.
-The work is a training clip, a random 32x2 clip as (3, 32, 224, 224) uint8, scale 256-320, crop,
+Every video is re-encoded (x264's defaults) to short sides 256, 320 and 720 pixels, and to 256 in
+the form that ``videogn data prepare`` writes; without a video one is made. The work is a training clip, a random 32x2 clip as (3, 32, 224, 224) uint8, scale 256-320, crop,
 flip; and the 10-clip test of a video at short side 256. ``videogn, device`` leaves colour, scaling
 and flip to the device and writes YUV crops, as training on a GPU does. One process on one core: a
 round runs every reader once in turn on the same clips, the CPU time of the process counts, and
@@ -34,6 +33,7 @@ from videogn.data.dataset import RandomClips, TestDataset
 from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.packets import IndexedReader, PacketIndex, decode_frames, index_video
+from videogn.data.preparing import Settings
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.synthetic import blotches
 from videogn.data.transforms import Augmentation, draw_augmentation
@@ -42,7 +42,7 @@ FORMS = {
     "256": (256, {}),
     "320": (320, {}),
     "720p": (720, {}),
-    "256 prepared": (256, {"g": "16", "tune": "fastdecode"}),
+    "256 prepared": (256, Settings(256, 16, 23, "fast", "fastdecode").options()),
 }
 FRAMES, STRIDE, CROP = 32, 2, 224
 FPS = 30

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--short-side", type=int, default=256, help="in pixels; smaller videos keep theirs"
     )
     parser.add_argument("--gop", type=int, default=16, help="frames between key frames")
-    parser.add_argument("--crf", type=int, default=20, help="x264's quality, 0 (best) to 51")
+    parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 (best) to 51")
     parser.add_argument("--preset", choices=PRESETS, default="fast")
     parser.add_argument("--tune", choices=TUNES, default="fastdecode")
     parser.add_argument("--sample", metavar="N", type=int, default=4, help="videos measured first")

@@ -62,7 +62,11 @@ class Settings:
 
     def options(self) -> dict[str, str]:
         """What libx264 is given."""
-        fixed = f"keyint={self.gop}:min-keyint={self.gop}:scenecut=0:open-gop=0"
+        fixed = (
+            f"keyint={self.gop}:min-keyint={self.gop}:scenecut=0:open-gop=0"
+            # No other frame refers to three of four: a clip leaves out those it does not want.
+            ":bframes=3:b-adapt=0:b-pyramid=none"
+        )
         options = {"crf": str(self.crf), "preset": self.preset, "x264-params": fixed}
         return options if self.tune == "none" else options | {"tune": self.tune}
 
