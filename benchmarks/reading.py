@@ -3,8 +3,9 @@
     python benchmarks/reading.py [VIDEO …] [--rounds 9]
 
 Every video is re-encoded (x264's defaults) to short sides 256, 320 and 720 pixels, and to 256 in
-the form that ``videogn data prepare`` writes; without a video one is made. The work is a training clip, a random 32x2 clip as (3, 32, 224, 224) uint8, scale 256-320, crop,
-flip; and the 10-clip test of a video at short side 256. ``videogn, device`` leaves colour, scaling
+the form that ``videogn data prepare`` writes; without a video one is made. The work is a training
+clip, a random 32x2 clip as (3, 32, 224, 224) uint8, scale 256-320, crop, flip;
+and the 10-clip test of a video at short side 256. ``videogn, device`` leaves colour, scaling
 and flip to the device and writes YUV crops, as training on a GPU does. One process on one core: a
 round runs every reader once in turn on the same clips, the CPU time of the process counts, and
 medians over rounds are compared. ``limit`` decodes the packets a clip needs and touches no pixel.
