@@ -1,3 +1,4 @@
+import copy
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset, VideoViews
+from videogn.data.index_file import IndexFile
+from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
     TrainBatches,
@@ -22,7 +25,7 @@ from videogn.data.loader import (
     build_val_loader,
     epoch_order,
 )
-from videogn.data.opening import VideoOpener
+from videogn.data.opening import READERS, VideoOpener
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError
 
@@ -159,6 +162,33 @@ def test_clips_do_not_depend_on_workers_ranks_or_interruption(records) -> None:
     for whole, *parts in zip(alone, *ranks, strict=True):
         assert torch.equal(torch.cat([part.clips_on(CPU) for part in parts]), whole.clips_on(CPU))
         assert [f for part in parts for f in part.failures] == whole.failures
+
+
+@pytest.mark.dist
+def test_clips_do_not_depend_on_the_reader_or_where_they_are_finished(make_video, tmp_path) -> None:
+    paths = [str(make_video(f"{i}.mp4", 20 + i, size=(48, 64), g="6", bf="2")) for i in range(3)]
+    records = [VideoRecord(path, 10 + i, path) for i, path in enumerate(paths)]
+    index = IndexFile(tmp_path / "index", create=True)
+    index.add([index_entry(path) for path in paths])
+    index.close()
+    openers = {name: VideoOpener(name) for name in READERS}
+    openers["index"] = VideoOpener("pyav", tmp_path / "index")
+    expected = train_batches(records, 0)
+    for opener in openers.values():
+        clips = copy.copy(CLIPS)
+        clips.open_video = opener
+        for workers in (0, 2):
+            assert_equal(train_batches(records, workers, clips=clips), expected)
+    clips = copy.copy(CLIPS)
+    clips.planar_room = 1.0
+    for workers in (0, 2):
+        found = train_batches(records, workers, clips=clips)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert {frames.form.pixels for frames in ours.frames} == {"yuv420p"}
+            assert torch.equal(ours.places, theirs.places)
+            difference = ours.clips_on(CPU).int() - theirs.clips_on(CPU).int()
+            # Of noise, which is what such small frames hold, single pixels differ by more.
+            assert difference.abs().float().mean() < 3
 
 
 @pytest.mark.dist
