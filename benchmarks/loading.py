@@ -1,6 +1,6 @@
 """Batches of training clips from data workers: shared memory, torch's own way, and threads.
 
-    python benchmarks/loading.py [VIDEO …] [--workers 2] [--rounds 5]
+    python benchmarks/loading.py [VIDEO …] [--workers 2] [--rounds 5] [--device cuda]
 
 The same clips reach the training process four ways: ``ring`` is what videogn does, workers that
 write into shared memory; ``ring, device`` the same with YUV crops; ``torch`` lets torch's
@@ -8,7 +8,8 @@ DataLoader carry finished clips over its queue, as its users do; ``threads`` rea
 process, as SPDL does. Videos are re-encoded to short side 256 as ``videogn data prepare`` does,
 where workers have least to decode and moving clips weighs most; without a video one is made. A
 round takes the same number of batches each way, one way after the other; wall and CPU time of all
-processes count per clip, medians over rounds are compared.
+processes count per clip, medians over rounds are compared. With a device, clips are finished and
+normalised on it, which is what training asks of the loader.
 """
 
 import argparse
@@ -40,10 +41,12 @@ from videogn.data.loader import (
     worker_context,
 )
 from videogn.data.opening import VideoOpener
+from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
 
 CLIPS_PER_BATCH = 8
 BATCHES = 12
+CLIP = (32, 224, 224, 3)
 FORM = "256 prepared"
 
 
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", help="cuda, cpu; none: clips are only looked at")
     words = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -68,18 +72,19 @@ def main() -> None:
         file.add([index_entry(path) for path in paths])
         file.close()
         records = [VideoRecord(path, 0, path) for path in paths * 100]
-        report(measure(ways(records, index, words.workers), words.rounds))
+        device = None if words.device is None else torch.device(words.device)
+        report(measure(ways(records, index, words.workers, device), words.rounds))
 
 
 def ways(
-    records: list[VideoRecord], index: Path, workers: int
+    records: list[VideoRecord], index: Path, workers: int, device: torch.device | None
 ) -> dict[str, Callable[[], Iterator[Tensor]]]:
     finished, planar = (data_set(records, index, room) for room in (0.0, 1.0))
     return {
-        "ring": lambda: ring(finished, workers),
-        "ring, device": lambda: ring(planar, workers),
-        "torch": lambda: torch_queue(finished, workers),
-        "threads": lambda: threads(lambda: data_set(records, index, 0.0), workers),
+        "ring": lambda: ring(finished, workers, device),
+        "ring, device": lambda: ring(planar, workers, device),
+        "torch": lambda: torch_queue(finished, workers, device),
+        "threads": lambda: threads(lambda: data_set(records, index, 0.0), workers, device),
     }
 
 
@@ -109,10 +114,19 @@ def keys_of(dataset: TrainDataset) -> TrainBatches:
     )
 
 
-def ring(dataset: TrainDataset, workers: int) -> Iterator[Tensor]:
+def used(clips: Tensor, device: torch.device | None) -> Tensor:
+    """(B, C, T, H, W) clips as a training step takes them, or a look at every page of them."""
+    if device is None:
+        return clips.permute(0, 2, 3, 4, 1).reshape(-1)[::4096].sum()
+    return normalize(clips.to(device, non_blocking=True), (0.45,) * 3, (0.225,) * 3)
+
+
+def ring(dataset: TrainDataset, workers: int, device: torch.device | None) -> Iterator[Tensor]:
     for batch in build_train_loader(dataset, keys_of(dataset), Workers(workers)):
-        # What a copy to the device would read, without the work left to it.
-        yield torch.stack([frames.samples[::4096].sum() for frames in batch.frames])
+        if device is None:
+            yield torch.stack([frames.samples[::4096].sum() for frames in batch.frames])
+        else:
+            yield used(batch.clips_on(device), device)
 
 
 class Finished(Dataset[Tensor]):
@@ -130,19 +144,24 @@ class Finished(Dataset[Tensor]):
         return clip
 
 
-def torch_queue(dataset: TrainDataset, workers: int) -> Iterator[Tensor]:
+def torch_queue(
+    dataset: TrainDataset, workers: int, device: torch.device | None
+) -> Iterator[Tensor]:
     batches: DataLoader[Any] = DataLoader(
         Finished(dataset),
         batch_sampler=keys_of(dataset),
         num_workers=workers,
+        pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=prepare_worker,
         multiprocessing_context=worker_context(),
     )
     for batch in batches:
-        yield batch.permute(0, 2, 3, 4, 1).reshape(-1)[::4096].sum()
+        yield used(batch, device)
 
 
-def threads(make: Callable[[], TrainDataset], workers: int) -> Iterator[Tensor]:
+def threads(
+    make: Callable[[], TrainDataset], workers: int, device: torch.device | None
+) -> Iterator[Tensor]:
     # An index file belongs to the thread that opened it.
     own = threading.local()
 
@@ -150,10 +169,10 @@ def threads(make: Callable[[], TrainDataset], workers: int) -> Iterator[Tensor]:
         if not hasattr(own, "dataset"):
             own.dataset = make()
         dataset = own.dataset
-        memory = np.empty((len(keys), dataset.sample_bytes), np.uint8)
+        memory = np.empty((len(keys), *CLIP), np.uint8)
         for key, part in zip(keys, memory, strict=True):
-            dataset.read(key, part)
-        return torch.from_numpy(memory)
+            dataset.read(key, part.reshape(-1))
+        return torch.from_numpy(memory).permute(0, 4, 1, 2, 3)
 
     with ThreadPoolExecutor(workers) as pool:
         keys = iter(keys_of(make()))
@@ -162,7 +181,7 @@ def threads(make: Callable[[], TrainDataset], workers: int) -> Iterator[Tensor]:
             while True:
                 batch = waiting.pop(0).result()
                 waiting.append(pool.submit(read, next(keys)))
-                yield batch.view(-1)[::4096].sum()
+                yield used(batch, device)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -179,7 +198,8 @@ def measure(
                 next(batches)
             wall, cpu = time.monotonic(), cpu_seconds()
             for _ in range(BATCHES):
-                next(batches)
+                done = next(batches)
+            done.sum().item()  # waits for the device
             clips = BATCHES * CLIPS_PER_BATCH
             times[name].append(((time.monotonic() - wall) / clips, (cpu_seconds() - cpu) / clips))
             batches.close()  # type: ignore[attr-defined]

@@ -34,7 +34,8 @@ class Workers(NamedTuple):
         """What a user is told."""
         if self.processes == 0:
             return "in the training process"
-        return f"{self.processes} processes, each {self.prefetch} batches ahead"
+        processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return f"{processes}, {self.prefetch} batches ahead each"
 
 
 def cores() -> int:
