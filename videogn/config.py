@@ -69,7 +69,8 @@ class DataConfig:
     those of a full decode in every file."""
     index: str = "auto"
     """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
-    list, if it is there; ``never`` none; else the file of that name."""
+    list, if it is there; else the file of that name. Of videos without one, training decodes the
+    stretches it needs and the test the whole file. ``never``: no index, and all files whole."""
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,9 @@ def _class_names(
 def video_opener(data: DataConfig, key: str) -> VideoOpener:
     """What opens the videos of ``data.<key>``: by their packet index where there is one.
 
+    Without one, training and validation seek. A test decodes nearly every frame anyhow, and
+    counts damaged videos: there the whole file is decoded.
+
     Raises:
         ConfigError: ``data.index`` names a file that is not there.
     """
@@ -135,7 +138,7 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
         raise ConfigError(
             f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
         )
-    return VideoOpener(data.reader, path if path.is_file() else None)
+    return VideoOpener(data.reader, path if path.is_file() else None, seek=key != "test")
 
 
 def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> RandomClips:

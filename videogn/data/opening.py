@@ -1,4 +1,5 @@
-"""Which reader opens a video: by its packet index where there is one, else the chosen one."""
+"""Which reader opens a video: by its packet index where there is one, else by seeking or by the
+chosen one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.decord_reader import DecordReader
 from videogn.data.index_file import IndexFile
 from videogn.data.packets import IndexedReader
+from videogn.data.seeking import open_seeking
 
 READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
 """Value of ``data.reader`` -> what opens a file."""
@@ -19,10 +21,13 @@ class VideoOpener:
     Args:
         reader: a key of :data:`READERS`. Only ``pyav`` uses an index, for others read otherwise.
         index: the index file, where there is one.
+        seek: whether pyav may leave out the stretches of a video without an entry there that
+            nobody asks for, and so overlook their damage.
     """
 
-    def __init__(self, reader: str, index: Path | None = None) -> None:
+    def __init__(self, reader: str, index: Path | None = None, *, seek: bool = False) -> None:
         self.reader = reader
+        self.seek = seek and reader == "pyav"
         self.index = index if reader == "pyav" else None
         self._file: IndexFile | None = None
 
@@ -36,6 +41,8 @@ class VideoOpener:
         entry = self._find(path)
         if entry is not None and entry.index is not None:
             return IndexedReader(path, entry.index)
+        if entry is None and self.seek:
+            return open_seeking(path)
         return READERS[self.reader](path)
 
     def _find(self, path: str) -> Any:
@@ -47,4 +54,4 @@ class VideoOpener:
 
     def __getstate__(self) -> dict[str, Any]:
         # A database connection belongs to the process that opened it.
-        return {"reader": self.reader, "index": self.index, "_file": None}
+        return {**vars(self), "_file": None}

@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,21 @@ def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[
     remaining = iter(rising)
     target = next(remaining)
     with errors_named(path, lambda: f"before frame {target}"):
-        for packet, frame in _decode_packets(path, index, rising, wanted):
-            early[wanted[packet]] = frame
+        for frame in _decode_runs(path, index, rising):
+            if frame.opaque in wanted:
+                early[wanted[frame.opaque]] = frame
             # Decoders give frames as they are shown, but for files whose times are in disorder.
             while target in early:
                 yield early.pop(target)
                 target = next(remaining, -1)
     if target >= 0:
         raise DecodeError(path, f"frame {target} is not where its index says; index it again")
+
+
+def _decode_runs(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
+    with PacketDecoder(path, index) as decoder:
+        for stretch in runs(index, rising):
+            yield from decoder.decode(fed_packets(index, stretch, rising))
 
 
 def runs(index: PacketIndex, rising: list[int]) -> list[tuple[int, int]]:
@@ -207,27 +215,58 @@ def runs(index: PacketIndex, rising: list[int]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in stretches]
 
 
-def _decode_packets(
-    path: str, index: PacketIndex, rising: list[int], wanted: dict[int, int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Wanted packets and the frames they became."""
-    decoder = _decoder(index)
-    with Path(path).open("rb", buffering=0) as file:
-        for first, last in runs(index, rising):
-            if decoder.is_open:
-                decoder.flush_buffers()
-            for packet in [*range(first, last + 1), None]:
-                if packet is not None and not (index.flags[packet] & REFERENCE or packet in wanted):
-                    continue
-                content = None if packet is None else _read_packet(file.fileno(), index, packet)
-                for frame in decoder.decode(content):
-                    if frame.opaque in wanted:
-                        yield frame.opaque, frame
+def fed_packets(index: PacketIndex, stretch: tuple[int, int], rising: list[int]) -> list[int]:
+    """The packets of a stretch without those that no other frame refers to and nobody wants."""
+    first, last = stretch
+    wanted = set(index.packets[rising].tolist())
+    return [
+        packet
+        for packet in range(first, last + 1)
+        if index.flags[packet] & REFERENCE or packet in wanted
+    ]
 
 
-def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
+class PacketDecoder:
+    """Decodes packets by their number; a frame's ``opaque`` is the number of its packet."""
+
+    def __init__(self, path: str, index: PacketIndex) -> None:
+        self._index = index
+        self._decoder = _decoder(index)
+        self._file = ByteReader(path)
+
+    def __enter__(self) -> "PacketDecoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def decode(self, packets: list[int]) -> Iterator[av.VideoFrame]:
+        """Frames of packets that follow a place at which decoding may start."""
+        if self._decoder.is_open:
+            self._decoder.flush_buffers()
+        for place in packets:
+            yield from self._decoder.decode(_read_packet(self._file, self._index, place))
+        yield from self._decoder.decode(None)
+
+
+class ByteReader:
+    """Reads bytes of a video file by their place, until it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``offset`` on; fewer at the file's end."""
+        return os.pread(self._file.fileno(), size, offset)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+
+def _read_packet(file: ByteReader, index: PacketIndex, place: int) -> Any:
     size = int(index.sizes[place])
-    content = os.pread(descriptor, size, int(index.offsets[place]))
+    content = file.read(int(index.offsets[place]), size)
     if len(content) != size:
         raise ValueError(f"packet {place} ends behind the file; index it again")
     # A packet made of bytes refers to them, and decoders read beyond its end; one made by size
@@ -261,7 +300,7 @@ def index_video(path: str) -> PacketIndex:
     index = _paired(scan)
     starts = [place for place, is_key in enumerate(scan.keys) if is_key]
     while starts and starts[0] <= min(index.packets):
-        index = _with_starts(index, starts)
+        index = with_starts(index, starts)
         wrong = _wrong_starts(path, index, scan.sums)
         if not wrong:
             _check_skipping(path, index, scan.sums)
@@ -295,11 +334,11 @@ def _scan(path: str) -> _Scan:
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
         length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
-        with Path(path).open("rb", buffering=0) as file:
+        with closing(ByteReader(path)) as file:
             for packet in container.demux(stream):
                 evidence.see_packet(packet)
                 if packet.size:
-                    offset = _content_offset(file.fileno(), packet)
+                    offset = content_offset(file, packet)
                     misplaced = misplaced or offset is None
                     packet.opaque = len(found.sizes)
                     found.offsets.append(offset or 0)
@@ -323,12 +362,12 @@ def _scan(path: str) -> _Scan:
         )
 
 
-def _content_offset(descriptor: int, packet: Any) -> int | None:
+def content_offset(file: ByteReader, packet: Any) -> int | None:
     """First byte of a packet's content in the file; None where it stands nowhere near."""
     if packet.pos is None or packet.pos < 0:
         return None
     content = bytes(packet)
-    found = os.pread(descriptor, packet.size + MAX_HEADER, packet.pos).find(content)
+    found = file.read(packet.pos, packet.size + MAX_HEADER).find(content)
     return None if found < 0 else packet.pos + found
 
 
@@ -392,7 +431,7 @@ def _paired(scan: _Scan) -> PacketIndex:
     )
 
 
-def _with_starts(index: PacketIndex, starts: list[int]) -> PacketIndex:
+def with_starts(index: PacketIndex, starts: list[int]) -> PacketIndex:
     """Let each frame start at the last place before its packet that is not shown after it.
 
     A frame shown before the key frame it is stored behind (an open group of pictures) refers to
