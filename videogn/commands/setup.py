@@ -131,14 +131,16 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
     Raises:
         ConfigError: ``data.index`` names a file that is not there.
     """
+    stream = None if data.stream == "best" else data.stream
     if data.index == "never":
-        return VideoOpener(data.reader)
+        return VideoOpener(data.reader, stream=stream)
     path = index_path(list_source(data, key)) if data.index == "auto" else Path(data.index)
     if data.index != "auto" and not path.is_file():
         raise ConfigError(
             f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
         )
-    return VideoOpener(data.reader, path if path.is_file() else None, seek=key != "test")
+    index = path if path.is_file() else None
+    return VideoOpener(data.reader, index, seek=key != "test", stream=stream)
 
 
 def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> RandomClips:
@@ -150,6 +152,7 @@ def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> Rand
         short_side_max=clip.short_side_max,
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
+        fps=clip.fps,
         open_video=open_video,
     )
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from videogn.data.decode import VideoReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
-from videogn.data.sampling import random_clip, uniform_clips
+from videogn.data.sampling import random_clip, resampled, uniform_clips
 from videogn.data.transforms import (
     Augmentation,
     center_box,
@@ -118,6 +118,7 @@ class RandomClips:
         crop_size: int,
         flip_probability: float,
         open_video: Callable[[str], VideoReader],
+        fps: float | None = None,
     ) -> None:
         self.num_frames = num_frames
         self.frame_stride = frame_stride
@@ -126,6 +127,7 @@ class RandomClips:
         self.crop_size = crop_size
         self.flip_probability = flip_probability
         self.open_video = open_video
+        self.fps = fps
 
     def read(self, path: str, rng: np.random.Generator) -> Tensor:
         """A clip (C, T, crop_size, crop_size) uint8 that ``rng`` decides.
@@ -135,7 +137,8 @@ class RandomClips:
         """
         with _memory_errors_named(path):
             video = self.open_video(path)
-            indices = random_clip(video.num_frames, self.num_frames, self.frame_stride, rng)
+            shown = _shown(video, self.fps)
+            indices = shown[random_clip(len(shown), self.num_frames, self.frame_stride, rng)]
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
@@ -233,6 +236,7 @@ class TestDataset(Dataset[VideoViews]):
         short_side: int,
         crop_size: int,
         open_video: Callable[[str], VideoReader],
+        fps: float | None = None,
     ) -> None:
         self._records = records
         self._num_frames = num_frames
@@ -243,6 +247,7 @@ class TestDataset(Dataset[VideoViews]):
         self._short_side = short_side
         self._crop_size = crop_size
         self._open_video = open_video
+        self._fps = fps
 
     def __len__(self) -> int:
         return len(self._records)
@@ -257,9 +262,10 @@ class TestDataset(Dataset[VideoViews]):
 
     def _read(self, place: int, path: str) -> VideoViews:
         video = self._open_video(path)
-        clips = uniform_clips(
-            video.num_frames, self._num_frames, self._frame_stride, self._num_clips
-        )
+        native = _shown(video, self._fps)
+        clips = native[
+            uniform_clips(len(native), self._num_frames, self._frame_stride, self._num_clips)
+        ]
         unique, shown = np.unique(clips, return_inverse=True)
         size = scaled_size(video.height, video.width, self._short_side)
         kept = Box(0, 0, *size)
@@ -280,6 +286,13 @@ class TestDataset(Dataset[VideoViews]):
         if self._protocol == "center" or self._num_crops == 1:
             return (Box(0, 0, kept.height, kept.width),)
         return three_boxes(kept.height, kept.width)
+
+
+def _shown(video: VideoReader, fps: float | None) -> np.ndarray:
+    """(N,) int64, the frames of a video one after the other at ``fps``; at its own rate, all."""
+    if fps is None:
+        return np.arange(video.num_frames)
+    return resampled(video.times(), fps)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from videogn.data.decode import (
     MAX_PIXELS,
     Evidence,
     FrameIndices,
-    best_stream,
     checked_indices,
+    chosen_stream,
     errors_named,
     gather,
+    known_seconds,
+    nominal_rate,
     opened,
 )
 from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
+from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
 
 REFERENCE = 1
@@ -61,6 +65,7 @@ class PacketIndex:
         flags: (P,) uint8.
         packets: (F,) int32, the packet of each frame.
         starts: (F,) int32, the packet at which decoding has to start for it.
+        times: when the frames are shown.
     """
 
     codec: str
@@ -74,6 +79,7 @@ class PacketIndex:
     flags: np.ndarray
     packets: np.ndarray
     starts: np.ndarray
+    times: FrameTimes
 
     @property
     def num_frames(self) -> int:
@@ -87,7 +93,8 @@ class PacketIndex:
             "tag": self.codec_tag,
             "extradata": self.extradata.hex(),
             "shape": [self.width, self.height, self.quarters],
-            "counts": [len(self.sizes), len(self.packets)],
+            "counts": [len(self.sizes), len(self.packets), len(self.times.ticks)],
+            "tick": self.times.tick.as_integer_ratio(),
         }
         ends = self.offsets[:-1] + self.sizes[:-1]
         arrays = (
@@ -98,6 +105,7 @@ class PacketIndex:
             self.flags,
             self.packets - np.arange(len(self.packets)),
             np.diff(self.starts, prepend=0),
+            np.diff(self.times.ticks, prepend=0),
         )
         words = json.dumps(head).encode()
         body = b"".join(
@@ -116,8 +124,8 @@ class PacketIndex:
         length = int.from_bytes(data[:4], "little")
         try:
             head = json.loads(data[4 : 4 + length])
-            num_packets, num_frames = head["counts"]
-            counts = (num_packets, num_packets, num_packets, num_frames, num_frames)
+            num_packets, num_frames, num_times = head["counts"]
+            counts = (*(num_packets,) * 3, *(num_frames,) * 2, num_times)
             body, place, arrays = zlib.decompress(data[4 + length :]), 0, []
             for count, kind in zip(counts, _KINDS, strict=True):
                 arrays.append(np.frombuffer(body, kind, count, place))
@@ -125,9 +133,10 @@ class PacketIndex:
             width, height, quarters = head["shape"]
             extradata = bytes.fromhex(head["extradata"])
             codec, tag = str(head["codec"]), str(head["tag"])
-        except (KeyError, TypeError, zlib.error, UnicodeDecodeError) as error:
+            tick = Fraction(*head["tick"])
+        except (KeyError, TypeError, ArithmeticError, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"no packet index: {error}") from error
-        gaps, sizes, flags, shifts, steps = arrays
+        gaps, sizes, flags, shifts, steps, ticks = arrays
         offsets = np.cumsum(gaps + np.concatenate([[0], sizes[:-1].astype(np.int64)]))
         return cls(
             codec=codec,
@@ -141,10 +150,11 @@ class PacketIndex:
             flags=flags,
             packets=shifts + np.arange(num_frames, dtype=np.int32),
             starts=np.cumsum(steps, dtype=np.int32),
+            times=FrameTimes(np.cumsum(ticks, dtype=np.int64), tick),
         )
 
 
-_KINDS = ("<i8", "<i4", "u1", "<i4", "<i4")
+_KINDS = ("<i8", "<i4", "u1", "<i4", "<i4", "<i8")
 
 
 class IndexedReader:
@@ -173,6 +183,10 @@ class IndexedReader:
             with errors_named(self._path, lambda: "while converting a frame"):
                 image = convert(frame)
             yield image
+
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+        return known_seconds(self._path, self._index.times)
 
 
 def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
@@ -289,14 +303,17 @@ def _decoder(index: PacketIndex) -> Any:
     return decoder
 
 
-def index_video(path: str) -> PacketIndex:
+def index_video(path: str, stream: int | None = None) -> PacketIndex:
     """Index a video and prove that its frames come out as a full decode gives them.
+
+    Args:
+        stream: number among its video streams; None for the one ffmpeg calls best.
 
     Raises:
         DecodeError: the file cannot be decoded, as :class:`PyAVReader` finds.
         NotIndexableError: it can, but not by single packets.
     """
-    scan = _scan(path)
+    scan = _scan(path, stream)
     index = _paired(scan)
     starts = [place for place, is_key in enumerate(scan.keys) if is_key]
     while starts and starts[0] <= min(index.packets):
@@ -323,13 +340,15 @@ class _Scan:
     keys: list[bool]
     owners: list[int | None]
     sums: list[int]
+    times: FrameTimes
 
 
-def _scan(path: str) -> _Scan:
-    found = _Scan("", "", b"", (0, 0, 0), [], [], [], [], [], [])
+def _scan(path: str, number: int | None) -> _Scan:
+    found = _Scan("", "", b"", (0, 0, 0), [], [], [], [], [], [], frame_times([], None, None))
     shape, misplaced = None, False
+    stamps: list[int | None] = []
     with errors_named(path, lambda: f"after {len(found.sums)} frames"), opened(path) as container:
-        stream = best_stream(path, container)
+        stream = chosen_stream(path, container, number)
         context = stream.codec_context
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
@@ -350,6 +369,7 @@ def _scan(path: str) -> _Scan:
                     shape = shape or (frame.width, frame.height, quarter_turns(frame))
                     found.owners.append(frame.opaque)
                     found.sums.append(_fingerprint(frame))
+                    stamps.append(frame.pts)
         evidence.judge()
         if misplaced:
             raise NotIndexableError("its packets do not stand in the file as they are decoded")
@@ -359,6 +379,7 @@ def _scan(path: str) -> _Scan:
             codec_tag=context.codec_tag,
             extradata=context.extradata or b"",
             shape=shape or (0, 0, 0),
+            times=frame_times(stamps, stream.time_base, nominal_rate(stream)),
         )
 
 
@@ -428,6 +449,7 @@ def _paired(scan: _Scan) -> PacketIndex:
         flags=np.array(scan.flags, dtype=np.uint8),
         packets=np.array(owners, dtype=np.int32),
         starts=np.zeros(len(owners), dtype=np.int32),
+        times=scan.times,
     )
 
 

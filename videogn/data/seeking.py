@@ -22,11 +22,13 @@ from videogn.data.decode import (
     FrameIndices,
     PyAVReader,
     VideoReader,
-    best_stream,
     checked_indices,
+    chosen_stream,
     errors_named,
     gather,
+    known_seconds,
     matroska_size,
+    nominal_rate,
     opened,
 )
 from videogn.data.packets import (
@@ -40,23 +42,27 @@ from videogn.data.packets import (
     with_starts,
 )
 from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
+from videogn.data.times import frame_times
 from videogn.errors import DecodeError
 
 FORMATS = ("mov", "matroska", "avi")
 """Parts of FFmpeg's names of the containers whose packets are read so."""
 
 
-def open_seeking(path: str) -> VideoReader:
+def open_seeking(path: str, stream: int | None = None) -> VideoReader:
     """A video, by seeking where its packets tell which frames they give, else by a full decode.
+
+    Args:
+        stream: number among its video streams; None for the one ffmpeg calls best.
 
     Raises:
         DecodeError: it cannot be read.
     """
     try:
-        return SeekingReader(path, unproven_index(path))
+        return SeekingReader(path, unproven_index(path, stream), stream)
     except (UncertainError, DecodeError, *BAD_FILE_ERRORS):
         # What is wrong with a file is for the full decode to say.
-        return PyAVReader(path)
+        return PyAVReader(path, stream)
 
 
 class SeekingReader:
@@ -66,8 +72,9 @@ class SeekingReader:
         DecodeError: a stretch that is needed cannot be decoded.
     """
 
-    def __init__(self, path: str, index: PacketIndex) -> None:
+    def __init__(self, path: str, index: PacketIndex, stream: int | None = None) -> None:
         self._path = path
+        self._stream = stream
         self._index = index
         self.num_frames = index.num_frames
         self.height, self.width = upright_size(index.height, index.width, index.quarters)
@@ -91,8 +98,12 @@ class SeekingReader:
         except (UncertainError, DecodeError, *BAD_FILE_ERRORS):
             yield from self._whole().images(rising[given:], box)
 
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+        return known_seconds(self._path, self._index.times)
+
     def _whole(self) -> PyAVReader:
-        whole = PyAVReader(self._path)
+        whole = PyAVReader(self._path, self._stream)
         if whole.num_frames != self.num_frames:
             raise DecodeError(
                 self._path,
@@ -137,8 +148,8 @@ class _Packet(NamedTuple):
     picture: Picture
 
 
-def unproven_index(path: str) -> PacketIndex:
-    """An index by what the packets say.
+def unproven_index(path: str, number: int | None = None) -> PacketIndex:
+    """An index by what the packets of a stream say.
 
     Raises:
         UncertainError: they do not say which frames come out of them.
@@ -147,7 +158,7 @@ def unproven_index(path: str) -> PacketIndex:
     with opened(path) as container, closing(ByteReader(path)) as file:
         if not any(name in container.format.name for name in FORMATS):
             raise UncertainError(f"{container.format.name} files are not read so")
-        stream = best_stream(path, container)
+        stream = chosen_stream(path, container, number)
         context = stream.codec_context
         look = inspector(context.codec.name, context.extradata or b"")
         found, first = [], None
@@ -163,6 +174,8 @@ def unproven_index(path: str) -> PacketIndex:
         _check_end(path, container, stream, len(found))
         if not look.keeps_all(_reordered(found), holds_back=context.has_b_frames):
             raise UncertainError("its headers do not tell how far frames are reordered")
+        order = _order(found)
+        stamps = [found[place].time for place in order]
         index = PacketIndex(
             codec=context.codec.name,
             codec_tag=context.codec_tag,
@@ -173,8 +186,9 @@ def unproven_index(path: str) -> PacketIndex:
             offsets=np.array([packet.offset for packet in found], dtype=np.int64),
             sizes=np.array([packet.size for packet in found], dtype=np.int32),
             flags=np.array([REFERENCE * p.picture.reference for p in found], dtype=np.uint8),
-            packets=_order(found),
+            packets=order,
             starts=np.zeros(0, dtype=np.int32),
+            times=frame_times(stamps, stream.time_base, nominal_rate(stream)),
         )
         return with_starts(index, _starts(found))
 
