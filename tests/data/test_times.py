@@ -70,6 +70,14 @@ def test_a_file_that_tells_no_times_is_an_error(make_video, monkeypatch) -> None
         video.times()
 
 
+def test_times_that_cannot_be_are_an_error(make_video, monkeypatch) -> None:
+    video = PyAVReader(str(make_video(num_frames=3)))
+    monkeypatch.setattr(video, "_stamps", [0, 1, 2**62])
+    with pytest.raises(DecodeError, match=r"its last frame is shown after 3\.\d+e\+14 s") as caught:
+        video.times()
+    assert caught.value.code == "timestamps"
+
+
 @pytest.mark.parametrize("name", ["yoga_vfr.mp4", "wave_hmdb.avi", "stream_vp8_hidden.webm"])
 def test_times_of_footage(name, footage) -> None:
     path = str(footage / "clips" / name)

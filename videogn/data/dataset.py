@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from videogn.data.decode import VideoReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
-from videogn.data.sampling import random_clip, resampled, uniform_clips
+from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
 from videogn.data.transforms import (
     Augmentation,
     center_box,
@@ -137,8 +137,11 @@ class RandomClips:
         """
         with _memory_errors_named(path):
             video = self.open_video(path)
-            shown = _shown(video, self.fps)
-            indices = shown[random_clip(len(shown), self.num_frames, self.frame_stride, rng)]
+            indices = _at_rate(
+                video,
+                self.fps,
+                lambda total: random_clip(total, self.num_frames, self.frame_stride, rng),
+            )
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
@@ -262,10 +265,13 @@ class TestDataset(Dataset[VideoViews]):
 
     def _read(self, place: int, path: str) -> VideoViews:
         video = self._open_video(path)
-        native = _shown(video, self._fps)
-        clips = native[
-            uniform_clips(len(native), self._num_frames, self._frame_stride, self._num_clips)
-        ]
+        clips = _at_rate(
+            video,
+            self._fps,
+            lambda total: uniform_clips(
+                total, self._num_frames, self._frame_stride, self._num_clips
+            ),
+        )
         unique, shown = np.unique(clips, return_inverse=True)
         size = scaled_size(video.height, video.width, self._short_side)
         kept = Box(0, 0, *size)
@@ -288,11 +294,14 @@ class TestDataset(Dataset[VideoViews]):
         return three_boxes(kept.height, kept.width)
 
 
-def _shown(video: VideoReader, fps: float | None) -> np.ndarray:
-    """(N,) int64, the frames of a video one after the other at ``fps``; at its own rate, all."""
+def _at_rate(
+    video: VideoReader, fps: float | None, choose: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """The frames that ``choose`` takes from so many at ``fps``, or at the video's own rate."""
     if fps is None:
-        return np.arange(video.num_frames)
-    return resampled(video.times(), fps)
+        return choose(video.num_frames)
+    seconds = video.times()
+    return resampled(seconds, fps, choose(num_resampled(seconds, fps)))
 
 
 @contextmanager

@@ -30,6 +30,8 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 OPEN_SECONDS = READ_SECONDS = 10.0
+MAX_SECONDS = 1e8
+"""No video lasts three years."""
 KEPT_BYTES = 256 * 2**20
 """Decoded frames are kept for :meth:`VideoReader.frames` up to this size, about 1900 of 340x256."""
 
@@ -187,9 +189,12 @@ def known_seconds(path: str, times: FrameTimes) -> np.ndarray:
     Raises:
         DecodeError: there are none.
     """
-    if len(times.ticks) == 0:
+    seconds = times.seconds()
+    if len(seconds) == 0:
         raise DecodeError(path, "tells neither the times of its frames nor a rate", "timestamps")
-    return times.seconds()
+    if not 0 <= seconds[-1] < MAX_SECONDS:
+        raise DecodeError(path, f"its last frame is shown after {seconds[-1]:g} s", "timestamps")
+    return seconds
 
 
 def packet_seconds(path: str, num_frames: int) -> np.ndarray:

@@ -48,6 +48,9 @@ from videogn.errors import DecodeError
 FORMATS = ("mov", "matroska", "avi")
 """Parts of FFmpeg's names of the containers whose packets are read so."""
 
+MAX_REORDERED = 16
+"""No decoder holds back more frames."""
+
 
 def open_seeking(path: str, stream: int | None = None) -> VideoReader:
     """A video, by seeking where its packets tell which frames they give, else by a full decode.
@@ -243,6 +246,8 @@ def _reordered(found: list[_Packet]) -> int:
     for packet in found:
         if packet.picture.shown:
             most = max(most, len(earlier) - bisect(earlier, packet.time))
+            if most > MAX_REORDERED:
+                raise UncertainError("its frames are reordered farther than any codec does")
             insort(earlier, packet.time)
     return most
 
