@@ -174,9 +174,11 @@ def test_made_up_times_are_noticed(make_video):
 
 
 @pytest.mark.parametrize("lost", [0, 1, 7, 20])
-def test_a_lost_packet_gives_no_other_frame(lost, make_video):
-    """As far as the full decode is exact: from the loss to the next key frame it guesses."""
-    source = make_video(num_frames=40, g="20", bf="2")
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mpeg4"])
+def test_a_lost_packet_gives_no_other_frame(codec, lost, make_video):
+    """Than a full decode, which makes up for the loss in its own way or fails."""
+    quiet = {"x265-params": f"{QUIET}:keyint=16"} if codec == "libx265" else {}
+    source = make_video(num_frames=40, codec=codec, g="16", **quiet)
     path = str(remuxed(source, "lost.mp4", lambda number, packet: number != lost))
     try:
         whole = PyAVReader(path)
@@ -270,6 +272,20 @@ def test_a_file_of_fewer_frames_than_promised_is_an_error(make_video, monkeypatc
     make_video(num_frames=10)
     with pytest.raises(DecodeError, match=r"gives 10 frames where its packets promise 20.*never"):
         reader.frames([15])
+
+
+def test_a_doubt_behind_the_last_frame_is_looked_into(make_video, monkeypatch):
+    def doubtful(path, index, rising):
+        yield from original(path, index, rising)
+        raise seeking.UncertainError("behind them")
+
+    path = make_video(num_frames=12)
+    reader, original = open_seeking(str(path)), seeking.expected_frames
+    monkeypatch.setattr(seeking, "expected_frames", doubtful)
+    assert make_video.numbers_in(reader.frames([3, 5])) == [3, 5]
+    path.write_bytes(b"")
+    with pytest.raises(DecodeError):
+        reader.frames([3, 5])
 
 
 def test_only_videos_without_an_entry_are_sought(make_video):

@@ -6,6 +6,7 @@ decodes the whole file instead.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 
@@ -339,6 +340,7 @@ class _Hevc:
             raise UncertainError("it has several headers")
         self._count = _Count(_hevc_order_bits(sequences[0]))
         self._extra_bits = _hevc_extra_bits(pictures[0])
+        self._orders: list[int] = []
 
     def __call__(self, content: bytes) -> Picture:
         picture: Picture | None = None
@@ -355,6 +357,7 @@ class _Hevc:
                 raise UncertainError("its headers change")
         if picture is None:
             raise UncertainError("a packet has no picture")
+        self._orders.append(picture.order)
         return picture
 
     def _begun(self, unit: bytes, kind: int) -> Picture:
@@ -381,8 +384,9 @@ class _Hevc:
         )
 
     def keeps_all(self, reordered: int, *, holds_back: bool) -> bool:
-        """FFmpeg shows frames that come later than the headers allow all the same."""
-        return True
+        """FFmpeg drops frames that refer to one that is missing, however late the others come."""
+        steps = {after - before for before, after in pairwise(sorted(self._orders))}
+        return all(step == 1 or step > PERIOD // 2 for step in steps)
 
 
 def _hevc_order_bits(unit: bytes) -> int:

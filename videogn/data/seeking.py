@@ -99,7 +99,9 @@ class SeekingReader:
                 yield image
                 given += 1
         except (UncertainError, DecodeError, *BAD_FILE_ERRORS):
-            yield from self._whole().images(rising[given:], box)
+            whole = self._whole()
+            if given < len(rising):
+                yield from whole.images(rising[given:], box)
 
     def times(self) -> np.ndarray:
         """When each frame is shown, as :meth:`VideoReader.times` says."""
@@ -176,7 +178,7 @@ def unproven_index(path: str, number: int | None = None) -> PacketIndex:
             raise UncertainError("it has no packets")
         _check_end(path, container, stream, len(found))
         if not look.keeps_all(_reordered(found), holds_back=context.has_b_frames):
-            raise UncertainError("its headers do not tell how far frames are reordered")
+            raise UncertainError("frames may be lost while they are brought into order")
         order = _order(found)
         stamps = [found[place].time for place in order]
         index = PacketIndex(
