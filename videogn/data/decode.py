@@ -301,6 +301,8 @@ def chosen_stream(path: str, container: Any, number: int | None) -> Any:
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise DecodeError(path, "no video stream", "no_video_stream")
     context = stream.codec_context
+    if context is None:
+        raise DecodeError(path, "no decoder knows its video stream")
     width, height = context.width, context.height
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DecodeError(path, f"frames of {width}x{height} pixels are too large", "huge")
