@@ -4,7 +4,9 @@ import pytest
 from videogn.cli import main
 from videogn.commands.setup import video_opener
 from videogn.config import DataConfig
+from videogn.data.decode import PyAVReader
 from videogn.data.index_file import IndexFile, index_path
+from videogn.data.seeking import SeekingReader
 from videogn.errors import ConfigError
 
 pytestmark = pytest.mark.dist
@@ -69,3 +71,15 @@ def test_wrong_arguments_end_in_a_message(video_list, capsys, words, message):
 def test_a_named_index_must_exist(video_list):
     with pytest.raises(ConfigError, match="videogn data index"):
         video_opener(DataConfig(train=str(video_list), index="/nowhere/index"), "train")
+
+
+def test_training_seeks_without_an_index_and_the_test_decodes_whole(video_list):
+    path, where = str(video_list.parent / "0.mp4"), str(video_list)
+    train = video_opener(DataConfig(train=where), "train")
+    val = video_opener(DataConfig(val=where), "val")
+    whole = video_opener(DataConfig(train=where, index="never"), "train")
+    test = video_opener(DataConfig(test=where), "test")
+    assert isinstance(train(path), SeekingReader)
+    assert isinstance(val(path), SeekingReader)
+    assert isinstance(whole(path), PyAVReader)
+    assert isinstance(test(path), PyAVReader)
