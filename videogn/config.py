@@ -77,7 +77,11 @@ class DataConfig:
     those of a full decode in every file."""
     index: str = "auto"
     """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
-    list, if it is there; ``never`` none; else the file of that name."""
+    list, if it is there; else the file of that name. Of videos without one, training decodes the
+    stretches it needs and the test the whole file. ``never``: no index, and all files whole."""
+    stream: Literal["best"] | NonNegativeInt = "best"
+    """Which video stream of a file: the one ffmpeg calls best, or its number among the video
+    streams, from 0 on, as in ffmpeg's ``v:0``."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ class ClipConfig:
 
     num_frames: PositiveInt = 32
     frame_stride: PositiveInt = 2
+    """From one frame to the next, in frames of the video, or of ``fps`` where given."""
+    fps: PositiveFloat | None = None
+    """Frames per second that videos are brought to before clips are taken: at each instant the
+    frame that is shown then. The zoo's networks have 30; null keeps each video's own, as in the
+    paper."""
     short_side_min: PositiveInt = 256
     """Smallest short side in training; the short side in testing."""
     short_side_max: PositiveInt = 320

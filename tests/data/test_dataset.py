@@ -5,7 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videogn.data.dataset import MAX_TRIES, RandomClips, TestDataset, TrainDataset, ValDataset
+from videogn.data.dataset import (
+    MAX_TRIES,
+    RandomClips,
+    TestDataset,
+    TrainDataset,
+    ValDataset,
+    clip_of,
+)
 from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.opening import READERS, VideoOpener
@@ -231,3 +238,34 @@ def test_rotated_footage_is_upright(footage: Path) -> None:
     record = VideoRecord(str(footage / "clips" / "cake_rotation_tag.mp4"), 0, "cake")
     views = videos_of([record], num_clips=1, short_side=80)[0].on(CPU).stack()
     assert views.shape == (1, 3, 4, 106, 80)
+
+
+def test_clips_at_another_rate_show_the_frames_of_their_instants(make_video) -> None:
+    path = str(make_video(num_frames=50, size=(64, 64)))  # 25 frames per second
+    for fps, step in ((12.5, 4), (50.0, 1)):
+        clips = random_clips(
+            short_side_max=64, crop_size=64, flip_probability=0.0, num_frames=3, fps=fps
+        )
+        starts = set()
+        for seed in range(20):
+            clip = clip_of(*clips.read(path, np.random.default_rng(seed)))
+            numbers = make_video.numbers_in(clip.permute(1, 2, 3, 0).numpy())
+            assert np.diff(numbers).tolist() == [step] * 2
+            starts.add(numbers[0])
+        assert len(starts) > 5
+    views = videos_of([VideoRecord(path, 0, "a")], fps=12.5, num_clips=2)[0]
+    numbers = np.array(make_video.numbers_in(views.frames.rgb().permute(1, 2, 3, 0).numpy()))
+    # 25 instants of 0.08 s: the first clip at 0, the last ends with the 25th.
+    assert numbers[views.shown].tolist() == [[0, 4, 8, 12], [36, 40, 44, 48]]
+
+
+def test_a_rate_needs_times(make_video, monkeypatch) -> None:
+    path = str(make_video())
+
+    def refuse(video: PyAVReader) -> np.ndarray:
+        raise DecodeError(path, "no times")
+
+    monkeypatch.setattr(PyAVReader, "times", refuse)
+    failed = videos_of([VideoRecord(path, 0, "a")], fps=30.0)[0]
+    assert failed.reason == "no times"
+    assert videos_of([VideoRecord(path, 0, "a")])[0].reason is None

@@ -458,6 +458,13 @@ def test_cover_picture_is_no_video(tmp_path: Path) -> None:
         PyAVReader(str(path))
 
 
+def test_a_stream_that_no_decoder_knows_is_an_error(make_video) -> None:
+    path = make_video()
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(DecodeError, match="no decoder knows"):
+        PyAVReader(str(path))
+
+
 def test_one_word_for_each_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("text")

@@ -135,6 +135,8 @@ def test_index_survives_its_compact_form(make_video):
     again = PacketIndex.from_bytes(index.to_bytes())
     for name in ("offsets", "sizes", "flags", "packets", "starts"):
         assert np.array_equal(getattr(again, name), getattr(index, name))
+    assert np.array_equal(again.times.ticks, index.times.ticks)
+    assert (again.times.tick, len(again.times.ticks)) == (index.times.tick, 30)
     assert (again.codec, again.extradata, again.codec_tag) == ("h264", index.extradata, "avc1")
     assert len(index.to_bytes()) < 30 * 12 + 400
 

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.sampling import clip_span, random_clip, uniform_clips
+from videogn.data.sampling import (
+    clip_span,
+    num_resampled,
+    random_clip,
+    resampled,
+    uniform_clips,
+)
 
 totals = st.integers(1, 400)
 lengths = st.integers(1, 64)
@@ -75,3 +81,50 @@ def test_short_video_loops_from_its_beginning() -> None:
 def test_video_without_frames_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 frames"):
         uniform_clips(0, 4, 2, 2)
+
+
+def all_resampled(seconds: np.ndarray, fps: float) -> list[int]:
+    return resampled(seconds, fps, np.arange(num_resampled(seconds, fps))).tolist()
+
+
+@given(st.integers(1, 500), st.sampled_from([10, 12.5, 24, 25, 30000 / 1001, 30, 60]))
+@pytest.mark.parametrize("unit", [1 / 1000, 1 / 90000, 1 / 15360])
+def test_a_video_at_its_own_rate_stays_as_it_is(unit, total, fps) -> None:
+    seconds = np.round(np.arange(total) / fps / unit) * unit
+    assert all_resampled(seconds, fps) == list(range(total))
+
+
+@pytest.mark.parametrize(
+    ("total", "native", "fps", "expected"),
+    [
+        (10, 10, 5, [0, 2, 4, 6, 8]),
+        (5, 5, 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]),
+        (10, 25, 30, [0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9]),
+        (6, 30, 20, [0, 1, 3, 4]),
+        (1, 25, 30, [0]),
+        (3, 25, 0.1, [0]),
+    ],
+)
+def test_a_constant_rate_becomes_another(total, native, fps, expected) -> None:
+    assert all_resampled(np.arange(total) / native, fps) == expected
+
+
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=60),
+    st.sampled_from([5.0, 24.0, 29.97, 30.0, 61.3]),
+)
+def test_the_frame_shown_at_each_instant_of_an_uneven_video(steps, fps) -> None:
+    seconds = np.concatenate([[0], np.cumsum(steps)]) / 1000
+    found = all_resampled(seconds, fps)
+    duration = seconds[-1] + seconds[-1] / len(steps)
+    assert len(found) == max(1, round(duration * fps))
+    for k, frame in enumerate(found):
+        shown = [i for i, time in enumerate(seconds) if time <= k / fps + 1e-3]
+        assert frame == shown[-1]
+
+
+def test_clips_keep_their_shape_at_another_rate() -> None:
+    seconds = np.arange(10) / 10
+    clips = resampled(seconds, 5, uniform_clips(num_resampled(seconds, 5), 2, 1, 3))
+    assert clips.tolist() == [[0, 2], [4, 6], [6, 8]]
+    assert clips.dtype == np.int64

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from videogn.commands.options import add_list, add_workers, check_positive, read_list, watched
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
+from videogn.errors import UserError
 from videogn.files import check_writable
 
 MAX_SHOWN = 20
@@ -22,19 +23,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn data index``."""
     add_list(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: beside LIST")
+    parser.add_argument(
+        "--stream", metavar="N", type=int, help="as data.stream; default: the one ffmpeg calls best"
+    )
     add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Index what is not yet indexed, and tell what was found."""
     check_positive(arguments, "workers", "timeout")
+    if arguments.stream is not None and arguments.stream < 0:
+        raise UserError(f"--stream {arguments.stream}: video streams are counted from 0 on")
     paths = [record.path for record in read_list(arguments.list, arguments).records]
     out = arguments.out or index_path(arguments.list)
     check_writable(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     file = IndexFile(out, create=True)
     try:
-        entries = make_index(paths, file, num_workers=arguments.workers, timeout=arguments.timeout)
+        entries = make_index(
+            paths,
+            file,
+            num_workers=arguments.workers,
+            timeout=arguments.timeout,
+            stream=arguments.stream,
+        )
         outcomes = [_without_packets(entry) for entry in watched(entries, len(paths), "indexed")]
     finally:
         file.close()

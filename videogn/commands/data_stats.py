@@ -110,7 +110,7 @@ def collect(videos: VideoList, index: Path, num_workers: int, timeout: float) ->
             probes[path] = outcome
         else:
             unreadable[path] = outcome.reason
-    opener = VideoOpener("pyav", index if index.is_file() else None)
+    opener = VideoOpener("pyav", index if index.is_file() else None, seek=True)
     sample = spread([r for r in videos.records if r.path in probes], TIMED_VIDEOS)
     return Stats(
         videos=videos,
@@ -171,7 +171,7 @@ def _pace(stats: Stats) -> Iterator[str]:
     if pace is None:
         return
     clip = ClipConfig()
-    how = "by their packet index" if stats.indexed else "by full decodes, without an index"
+    how = "by their packet index" if stats.indexed else "without an index"
     cores = num_cores()
     yield (
         f"reading     {pace:.1f} clips/s per core, {pace * cores:.1f} on {cores} cores: "

@@ -135,17 +135,22 @@ def _class_names(
 def video_opener(data: DataConfig, key: str) -> VideoOpener:
     """What opens the videos of ``data.<key>``: by their packet index where there is one.
 
+    Without one, training and validation seek. A test decodes nearly every frame anyhow, and
+    counts damaged videos: there the whole file is decoded.
+
     Raises:
         ConfigError: ``data.index`` names a file that is not there.
     """
+    stream = None if data.stream == "best" else data.stream
     if data.index == "never":
-        return VideoOpener(data.reader)
+        return VideoOpener(data.reader, stream=stream)
     path = index_path(list_source(data, key)) if data.index == "auto" else Path(data.index)
     if data.index != "auto" and not path.is_file():
         raise ConfigError(
             f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
         )
-    return VideoOpener(data.reader, path if path.is_file() else None)
+    index = path if path.is_file() else None
+    return VideoOpener(data.reader, index, seek=key != "test", stream=stream)
 
 
 def clips_of(
@@ -159,6 +164,7 @@ def clips_of(
         short_side_max=clip.short_side_max,
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
+        fps=clip.fps,
         open_video=open_video,
         planar_room=planar_room,
     )

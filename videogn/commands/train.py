@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,6 @@ from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
-from videogn.data.opening import READERS
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
 from videogn.engine.optim import build_optimizer
@@ -295,7 +294,9 @@ def dry_run(prepared: Prepared, world: World) -> int:
         *prepared.train_list.records,
         *(prepared.val_list.records if prepared.val_list else ()),
     ]
-    _check_videos(spread(records, DRY_RUN_VIDEOS), READERS[config.data.reader])
+    # Whole, whatever index there is.
+    whole = video_opener(replace(config.data, index="never"), "train")
+    _check_videos(spread(records, DRY_RUN_VIDEOS), whole)
     lone = World(0, 1, world.device)
     run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
     sharing = plan.world_size if world.device.type == "cpu" else 1

@@ -18,7 +18,7 @@ from videogn.data.decode import VideoReader
 from videogn.data.frames import Frames, Wanted, write_frames
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
-from videogn.data.sampling import random_clip, uniform_clips
+from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
 from videogn.data.shared import SharedRecords
 from videogn.data.transforms import (
     center_box,
@@ -149,6 +149,7 @@ class RandomClips:
         flip_probability: float,
         open_video: Callable[[str], VideoReader],
         planar_room: float = 0.0,
+        fps: float | None = None,
     ) -> None:
         self.num_frames = num_frames
         self.frame_stride = frame_stride
@@ -158,6 +159,7 @@ class RandomClips:
         self.flip_probability = flip_probability
         self.open_video = open_video
         self.planar_room = planar_room
+        self.fps = fps
 
     @property
     def num_bytes(self) -> int:
@@ -179,7 +181,11 @@ class RandomClips:
         memory = np.empty(self.num_bytes, np.uint8) if memory is None else memory
         with _memory_errors_named(path):
             video = self.open_video(path)
-            indices = random_clip(video.num_frames, self.num_frames, self.frame_stride, rng)
+            indices = _at_rate(
+                video,
+                self.fps,
+                lambda total: random_clip(total, self.num_frames, self.frame_stride, rng),
+            )
             draw = draw_augmentation(
                 rng, self.short_side_min, self.short_side_max, self.flip_probability
             )
@@ -291,6 +297,7 @@ class TestDataset(Dataset[VideoViews]):
         crop_size: int,
         open_video: Callable[[str], VideoReader],
         planar: bool = False,
+        fps: float | None = None,
     ) -> None:
         self._records = SharedRecords(records)
         self._num_frames = num_frames
@@ -302,6 +309,7 @@ class TestDataset(Dataset[VideoViews]):
         self._crop_size = crop_size
         self._open_video = open_video
         self._planar = planar
+        self._fps = fps
 
     def __len__(self) -> int:
         return len(self._records)
@@ -326,8 +334,12 @@ class TestDataset(Dataset[VideoViews]):
 
     def _read(self, place: int, path: str, memory: np.ndarray | None) -> VideoViews:
         video = self._open_video(path)
-        clips = uniform_clips(
-            video.num_frames, self._num_frames, self._frame_stride, self._num_clips
+        clips = _at_rate(
+            video,
+            self._fps,
+            lambda total: uniform_clips(
+                total, self._num_frames, self._frame_stride, self._num_clips
+            ),
         )
         unique, shown = np.unique(clips, return_inverse=True)
         size = scaled_size(video.height, video.width, self._short_side)
@@ -345,6 +357,16 @@ class TestDataset(Dataset[VideoViews]):
         if self._protocol == "center" or self._num_crops == 1:
             return (Box(0, 0, kept.height, kept.width),)
         return three_boxes(kept.height, kept.width)
+
+
+def _at_rate(
+    video: VideoReader, fps: float | None, choose: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """The frames that ``choose`` takes from so many at ``fps``, or at the video's own rate."""
+    if fps is None:
+        return choose(video.num_frames)
+    seconds = video.times()
+    return resampled(seconds, fps, choose(num_resampled(seconds, fps)))
 
 
 @contextmanager

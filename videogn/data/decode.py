@@ -7,6 +7,7 @@ and protocols, so that none can make the decoder open another file or a network 
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ import numpy as np
 from av.stream import Disposition
 
 from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
+from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
 
 MAX_PIXELS = 1 << 25
@@ -28,6 +30,8 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 OPEN_SECONDS = READ_SECONDS = 10.0
+MAX_SECONDS = 1e8
+"""No video lasts three years."""
 KEPT_BYTES = 256 * 2**20
 """Decoded frames are kept for :meth:`VideoReader.frames` up to this size, about 1900 of 340x256."""
 
@@ -75,6 +79,14 @@ class VideoReader(Protocol):
         """
         ...
 
+    def times(self) -> np.ndarray:
+        """When each frame is shown, (num_frames,) float64 seconds since the first, never falling.
+
+        Raises:
+            DecodeError: the file tells neither times nor a frame rate.
+        """
+        ...
+
 
 @runtime_checkable
 class FrameSource(Protocol):
@@ -99,23 +111,31 @@ class FrameSource(Protocol):
 class PyAVReader:
     """Exact on every file: the whole stream is decoded once, in order, when the reader is made.
 
-    Only wanted frames are converted to RGB. The stream is the one ffmpeg calls best. Frames of a
-    video too large to keep are decoded a second time when they are asked for.
+    Only wanted frames are converted to RGB. Frames of a video too large to keep are decoded a
+    second time when they are asked for.
+
+    Args:
+        stream: number among the file's video streams; None for the one ffmpeg calls best.
 
     Raises:
         DecodeError: the file is missing, unreadable, damaged or cut off.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stream: int | None = None) -> None:
         self._path = path
+        self._stream = stream
         self._kept: list[av.VideoFrame] | None = []
+        self._stamps: list[int | None] = []
+        self._tick: Fraction | None = None
         self.num_frames = self.height = self.width = 0
         kept_bytes = 0
-        for frame in decode_whole(path):
+        for frame in decode_whole(path, stream):
             if self.num_frames == 0:
+                self._tick = frame.time_base
                 self.stored = stored_as(frame)
                 self.height, self.width = self.stored.upright
             self.num_frames += 1
+            self._stamps.append(frame.pts)
             kept_bytes += _bytes_of(frame)
             if kept_bytes > KEPT_BYTES:
                 self._kept = None
@@ -134,13 +154,20 @@ class PyAVReader:
         """Frames of rising indices, as :meth:`FrameSource.decoded` says."""
         return self._pick(checked_indices(self.num_frames, indices))
 
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+        path = self._path
+        with errors_named(path, lambda: "in the headers"), opened(path) as container:
+            rate = nominal_rate(chosen_stream(path, container, self._stream))
+        return known_seconds(path, frame_times(self._stamps, self._tick, rate))
+
     def _pick(self, rising: list[int]) -> Iterator[av.VideoFrame]:
         if self._kept is not None:
             yield from (self._kept[index] for index in rising)
             return
         remaining = iter(rising)
         target = next(remaining)
-        for index, frame in enumerate(decode_whole(self._path)):
+        for index, frame in enumerate(decode_whole(self._path, self._stream)):
             if index == target:
                 yield frame
                 target = next(remaining, -1)
@@ -188,15 +215,53 @@ def checked_indices(num_frames: int, indices: FrameIndices) -> list[int]:
     return rising
 
 
-def decode_whole(path: str) -> Iterator[av.VideoFrame]:
-    """Every frame of the best video stream, in the order a player shows them.
+def known_seconds(path: str, times: FrameTimes) -> np.ndarray:
+    """The times of a reader's frames, as :meth:`VideoReader.times` says.
+
+    Raises:
+        DecodeError: there are none.
+    """
+    seconds = times.seconds()
+    if len(seconds) == 0:
+        raise DecodeError(path, "tells neither the times of its frames nor a rate", "timestamps")
+    if not 0 <= seconds[-1] < MAX_SECONDS:
+        raise DecodeError(path, f"its last frame is shown after {seconds[-1]:g} s", "timestamps")
+    return seconds
+
+
+def packet_seconds(path: str, num_frames: int) -> np.ndarray:
+    """The times of the best stream's frames by its packets, for readers that do not tell them.
+
+    Where packets and frames are not as many, frames follow each other at the rate of the headers.
+
+    Raises:
+        DecodeError: the file tells neither.
+    """
+    with errors_named(path, lambda: "while its times were read"), opened(path) as container:
+        stream = best_stream(path, container)
+        stamps: list[int | None] = sorted(
+            packet.pts
+            for packet in container.demux(stream)
+            if packet.size and packet.pts is not None and not packet.is_discard
+        )
+        if len(stamps) != num_frames:
+            stamps = [None] * num_frames
+        times = frame_times(stamps, stream.time_base, nominal_rate(stream))
+    return known_seconds(path, times)
+
+
+def decode_whole(path: str, number: int | None = None) -> Iterator[av.VideoFrame]:
+    """Every frame of a video stream, in the order a player shows them.
+
+    Args:
+        number: of the stream, as :func:`chosen_stream` counts; None for the best one.
 
     Raises:
         DecodeError: anything is wrong with the file, also when only its end is missing.
     """
     count = 0
     with errors_named(path, lambda: f"after {count} frames"), opened(path) as container:
-        stream = best_stream(path, container)
+        stream = chosen_stream(path, container, number)
         evidence = Evidence(path, container, stream)
         for packet in container.demux(stream):
             evidence.see_packet(packet)
@@ -245,16 +310,31 @@ def check_regular_file(path: str) -> None:
 
 
 def best_stream(path: str, container: Any) -> Any:
-    """The video stream that ffmpeg calls best, ready to decode in one thread.
+    """The video stream that ffmpeg calls best, as :func:`chosen_stream` gives it."""
+    return chosen_stream(path, container, None)
+
+
+def chosen_stream(path: str, container: Any, number: int | None) -> Any:
+    """A video stream, ready to decode in one thread.
+
+    Args:
+        number: among the video streams, from 0 on (ffmpeg's ``v:0``); None for the one that
+            ffmpeg calls best.
 
     Raises:
         DecodeError: there is none, or its pictures are too large.
     """
-    stream = container.streams.best("video")
+    videos = container.streams.video
+    if number is not None and number >= len(videos):
+        reason = f"no video stream {number}: it has {len(videos)}, counted from 0"
+        raise DecodeError(path, reason, "no_video_stream")
+    stream = container.streams.best("video") if number is None else videos[number]
     # The cover picture of a song counts as a stream of one frame.
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise DecodeError(path, "no video stream", "no_video_stream")
     context = stream.codec_context
+    if context is None:
+        raise DecodeError(path, "no decoder knows its video stream")
     width, height = context.width, context.height
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DecodeError(path, f"frames of {width}x{height} pixels are too large", "huge")
@@ -263,6 +343,11 @@ def best_stream(path: str, container: Any) -> Any:
     # Frame threads swallow errors at the end of cut files; loader workers give the parallelism.
     context.thread_type = "NONE"
     return stream
+
+
+def nominal_rate(stream: Any) -> Fraction | None:
+    """Frames per second that the headers claim; None where they do not."""
+    return stream.average_rate or stream.guessed_rate or None
 
 
 class Evidence:

@@ -28,6 +28,7 @@ from videogn.data.decode import (
     errors_named,
     gather,
     opened,
+    packet_seconds,
 )
 from videogn.data.rgb import Box
 from videogn.errors import DecodeError, UserError
@@ -44,10 +45,14 @@ class DecordReader:
 
     Raises:
         DecodeError: decord cannot read the file, crashed over it or hangs.
-        UserError: decord is not installed.
+        UserError: decord is not installed, or another stream is asked for than ffmpeg calls best.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stream: int | None = None) -> None:
+        if stream is not None:
+            raise UserError(
+                f"data.stream={stream}: decord reads the best stream alone; use data.reader=pyav"
+            )
         if importlib.util.find_spec("decord") is None:
             raise UserError(
                 "data.reader=decord needs decord: pip install 'videogn[decord]' (Linux on x86-64)"
@@ -74,6 +79,10 @@ class DecordReader:
         for start in range(0, len(rising), BATCH):
             _, batch = _ask(self._path, {"indices": rising[start : start + BATCH]})
             yield from batch if box is None else batch[:, box.rows, box.columns]
+
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+        return packet_seconds(self._path, self.num_frames)
 
 
 class _Child:

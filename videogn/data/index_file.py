@@ -15,16 +15,20 @@ from videogn.errors import UserError
 from videogn.files import state_of
 
 SUFFIX = ".videogn-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+BEST = -1
+"""Stands for the stream that ffmpeg calls best."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS about (version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS videos (
-    path TEXT PRIMARY KEY,
+    path TEXT NOT NULL,
+    stream INTEGER NOT NULL,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
     readable INTEGER NOT NULL,
     reason TEXT,
-    packets BLOB
+    packets BLOB,
+    PRIMARY KEY (path, stream)
 ) WITHOUT ROWID;
 """
 
@@ -35,6 +39,7 @@ class Entry:
 
     Attributes:
         path: absolute.
+        stream: number among its video streams; None for the one ffmpeg calls best.
         size: of the file, in bytes.
         mtime_ns: when the file was last changed.
         index: where its frames lie; None where only a full decode is exact, or nothing is.
@@ -43,6 +48,7 @@ class Entry:
     """
 
     path: str
+    stream: int | None
     size: int
     mtime_ns: int
     index: PacketIndex | None
@@ -93,20 +99,22 @@ class IndexFile:
                 "remove it and make it again with `videogn data index LIST`"
             )
 
-    def find(self, path: str) -> Entry | None:
-        """The entry of a video; None where there is none or the file has changed since."""
-        key = str(Path(path).absolute())
-        row = self._database.execute("SELECT * FROM videos WHERE path = ?", (key,)).fetchone()
+    def find(self, path: str, stream: int | None = None) -> Entry | None:
+        """The entry of a stream; None where there is none or the file has changed since."""
+        key = str(Path(path).absolute()), BEST if stream is None else stream
+        row = self._database.execute(
+            "SELECT * FROM videos WHERE path = ? AND stream = ?", key
+        ).fetchone()
         if row is None:
             return None
         entry = _entry(row)
         return entry if state_of(path) == (entry.size, entry.mtime_ns) else None
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write entries, all or none, in place of earlier ones of the same paths."""
+        """Write entries, all or none, in place of earlier ones of the same streams."""
         rows = [_row(entry) for entry in entries]
         with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO videos VALUES (?,?,?,?,?,?)", rows)
+            self._database.executemany("INSERT OR REPLACE INTO videos VALUES (?,?,?,?,?,?,?)", rows)
 
     def close(self) -> None:
         """Let the file go."""
@@ -115,10 +123,13 @@ class IndexFile:
 
 def _row(entry: Entry) -> tuple[object, ...]:
     packets = None if entry.index is None else entry.index.to_bytes()
-    return (entry.path, entry.size, entry.mtime_ns, int(entry.readable), entry.reason, packets)
+    stream = BEST if entry.stream is None else entry.stream
+    about = (entry.size, entry.mtime_ns, int(entry.readable), entry.reason)
+    return (entry.path, stream, *about, packets)
 
 
-def _entry(row: tuple[str, int, int, int, str | None, bytes | None]) -> Entry:
-    path, size, mtime_ns, readable, reason, packets = row
+def _entry(row: tuple[str, int, int, int, int, str | None, bytes | None]) -> Entry:
+    path, stream, size, mtime_ns, readable, reason, packets = row
     index = None if packets is None else PacketIndex.from_bytes(packets)
-    return Entry(path, size, mtime_ns, index, reason, bool(readable))
+    chosen = None if stream == BEST else stream
+    return Entry(path, chosen, size, mtime_ns, index, reason, bool(readable))

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from videogn.data.index_file import Entry, IndexFile
-from videogn.data.packets import NotIndexableError, PacketIndex, index_video
+from videogn.data.packets import NotIndexableError, index_video
 from videogn.data.processes import Lost, run_all
 from videogn.errors import DecodeError
 from videogn.files import UNKNOWN, state_of
@@ -15,19 +16,25 @@ SAVE_SECONDS = 5.0
 
 
 def make_index(
-    paths: Iterable[str], file: IndexFile, *, num_workers: int, timeout: float
+    paths: Iterable[str],
+    file: IndexFile,
+    *,
+    num_workers: int,
+    timeout: float,
+    stream: int | None = None,
 ) -> Iterator[Entry]:
     """Index the videos that the file does not know yet, and write and give the entry of each.
 
     Args:
         timeout: seconds after which a video is given up and its process killed.
+        stream: number among each file's video streams; None for the one ffmpeg calls best.
 
     Yields:
         Entries in no particular order, those already known first.
     """
     missing = []
     for path in paths:
-        known = file.find(path)
+        known = file.find(path, stream)
         if known is None:
             missing.append(path)
         else:
@@ -35,10 +42,11 @@ def make_index(
     fresh: list[Entry] = []
     saved = time.monotonic()
     try:
+        task = partial(index_entry, stream=stream)
         for path, outcome in run_all(
-            index_entry, missing, num_workers=num_workers, timeout=timeout, done="indexed"
+            task, missing, num_workers=num_workers, timeout=timeout, done="indexed"
         ):
-            entry = _not_tried(path, outcome) if isinstance(outcome, Lost) else outcome
+            entry = _not_tried(path, stream, outcome) if isinstance(outcome, Lost) else outcome
             if entry.size != UNKNOWN:
                 fresh.append(entry)
             if time.monotonic() - saved > SAVE_SECONDS:
@@ -49,27 +57,20 @@ def make_index(
         file.add(fresh)
 
 
-def index_entry(path: str) -> Entry:
+def index_entry(path: str, stream: int | None = None) -> Entry:
     """What there is to know about one video; never an error over its content."""
+    index, reason, readable = None, None, True
     try:
-        index, reason = index_video(path), None
+        index = index_video(path, stream)
     except DecodeError as error:
-        return _failed(path, error.reason)
+        reason, readable = error.reason, False
     except NotIndexableError as error:
-        index, reason = None, str(error)
-    return _about(path, index, reason, readable=True)
+        reason = str(error)
+    size, mtime_ns = state_of(path)
+    return Entry(str(Path(path).absolute()), stream, size, mtime_ns, index, reason, readable)
 
 
-def _not_tried(path: str, lost: Lost) -> Entry:
+def _not_tried(path: str, stream: int | None, lost: Lost) -> Entry:
     """An entry that is not remembered: another machine, or a quieter one, may do better."""
     path = str(Path(path).absolute())
-    return Entry(path, UNKNOWN, UNKNOWN, None, lost.reason, readable=False)
-
-
-def _failed(path: str, reason: str) -> Entry:
-    return _about(path, None, reason, readable=False)
-
-
-def _about(path: str, index: PacketIndex | None, reason: str | None, *, readable: bool) -> Entry:
-    size, mtime_ns = state_of(path)
-    return Entry(str(Path(path).absolute()), size, mtime_ns, index, reason, readable)
+    return Entry(path, stream, UNKNOWN, UNKNOWN, None, lost.reason, readable=False)

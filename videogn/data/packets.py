@@ -13,7 +13,9 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,17 @@ from videogn.data.decode import (
     MAX_PIXELS,
     Evidence,
     FrameIndices,
-    best_stream,
     checked_indices,
+    chosen_stream,
     converted,
     errors_named,
     gather,
+    known_seconds,
+    nominal_rate,
     opened,
 )
 from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
+from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
 
 REFERENCE = 1
@@ -61,6 +66,7 @@ class PacketIndex:
         flags: (P,) uint8.
         packets: (F,) int32, the packet of each frame.
         starts: (F,) int32, the packet at which decoding has to start for it.
+        times: when the frames are shown.
     """
 
     codec: str
@@ -74,6 +80,7 @@ class PacketIndex:
     flags: np.ndarray
     packets: np.ndarray
     starts: np.ndarray
+    times: FrameTimes
 
     @property
     def num_frames(self) -> int:
@@ -87,7 +94,8 @@ class PacketIndex:
             "tag": self.codec_tag,
             "extradata": self.extradata.hex(),
             "shape": [self.width, self.height, self.quarters],
-            "counts": [len(self.sizes), len(self.packets)],
+            "counts": [len(self.sizes), len(self.packets), len(self.times.ticks)],
+            "tick": self.times.tick.as_integer_ratio(),
         }
         ends = self.offsets[:-1] + self.sizes[:-1]
         arrays = (
@@ -98,6 +106,7 @@ class PacketIndex:
             self.flags,
             self.packets - np.arange(len(self.packets)),
             np.diff(self.starts, prepend=0),
+            np.diff(self.times.ticks, prepend=0),
         )
         words = json.dumps(head).encode()
         body = b"".join(
@@ -116,8 +125,8 @@ class PacketIndex:
         length = int.from_bytes(data[:4], "little")
         try:
             head = json.loads(data[4 : 4 + length])
-            num_packets, num_frames = head["counts"]
-            counts = (num_packets, num_packets, num_packets, num_frames, num_frames)
+            num_packets, num_frames, num_times = head["counts"]
+            counts = (*(num_packets,) * 3, *(num_frames,) * 2, num_times)
             body, place, arrays = zlib.decompress(data[4 + length :]), 0, []
             for count, kind in zip(counts, _KINDS, strict=True):
                 arrays.append(np.frombuffer(body, kind, count, place))
@@ -125,9 +134,10 @@ class PacketIndex:
             width, height, quarters = head["shape"]
             extradata = bytes.fromhex(head["extradata"])
             codec, tag = str(head["codec"]), str(head["tag"])
-        except (KeyError, TypeError, zlib.error, UnicodeDecodeError) as error:
+            tick = Fraction(*head["tick"])
+        except (KeyError, TypeError, ArithmeticError, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"no packet index: {error}") from error
-        gaps, sizes, flags, shifts, steps = arrays
+        gaps, sizes, flags, shifts, steps, ticks = arrays
         offsets = np.cumsum(gaps + np.concatenate([[0], sizes[:-1].astype(np.int64)]))
         return cls(
             codec=codec,
@@ -141,10 +151,11 @@ class PacketIndex:
             flags=flags,
             packets=shifts + np.arange(num_frames, dtype=np.int32),
             starts=np.cumsum(steps, dtype=np.int32),
+            times=FrameTimes(np.cumsum(ticks, dtype=np.int64), tick),
         )
 
 
-_KINDS = ("<i8", "<i4", "u1", "<i4", "<i4")
+_KINDS = ("<i8", "<i4", "u1", "<i4", "<i4", "<i8")
 
 
 class IndexedReader:
@@ -174,6 +185,10 @@ class IndexedReader:
         rising = checked_indices(self.num_frames, indices)
         return decode_frames(self._path, self._index, rising)
 
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+        return known_seconds(self._path, self._index.times)
+
 
 def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
     """Decoded frames of rising indices, in that order.
@@ -181,19 +196,27 @@ def decode_frames(path: str, index: PacketIndex, rising: list[int]) -> Iterator[
     Raises:
         DecodeError: the file does not hold what its index says.
     """
-    wanted = {int(index.packets[frame]): frame for frame in rising}
+    wanted: dict[int | None, int] = {int(index.packets[frame]): frame for frame in rising}
     early: dict[int, av.VideoFrame] = {}
     remaining = iter(rising)
     target = next(remaining)
     with errors_named(path, lambda: f"before frame {target}"):
-        for packet, frame in _decode_packets(path, index, rising, wanted):
-            early[wanted[packet]] = frame
+        for frame in _decode_runs(path, index, rising):
+            number = wanted.get(origin(frame))
+            if number is not None:
+                early[number] = frame
             # Decoders give frames as they are shown, but for files whose times are in disorder.
             while target in early:
                 yield early.pop(target)
                 target = next(remaining, -1)
     if target >= 0:
         raise DecodeError(path, f"frame {target} is not where its index says; index it again")
+
+
+def _decode_runs(path: str, index: PacketIndex, rising: list[int]) -> Iterator[av.VideoFrame]:
+    with PacketDecoder(path, index) as decoder:
+        for stretch in runs(index, rising):
+            yield from decoder.decode(fed_packets(index, stretch, rising))
 
 
 def runs(index: PacketIndex, rising: list[int]) -> list[tuple[int, int]]:
@@ -208,28 +231,58 @@ def runs(index: PacketIndex, rising: list[int]) -> list[tuple[int, int]]:
     return [(first, last) for first, last in stretches]
 
 
-def _decode_packets(
-    path: str, index: PacketIndex, rising: list[int], wanted: dict[int, int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Wanted packets and the frames they became."""
-    decoder = _decoder(index)
-    with Path(path).open("rb", buffering=0) as file:
-        for first, last in runs(index, rising):
-            if decoder.is_open:
-                decoder.flush_buffers()
-            for packet in [*range(first, last + 1), None]:
-                if packet is not None and not (index.flags[packet] & REFERENCE or packet in wanted):
-                    continue
-                content = None if packet is None else _read_packet(file.fileno(), index, packet)
-                for frame in decoder.decode(content):
-                    came_from = _origin(frame)
-                    if came_from is not None and came_from in wanted:
-                        yield came_from, frame
+def fed_packets(index: PacketIndex, stretch: tuple[int, int], rising: list[int]) -> list[int]:
+    """The packets of a stretch without those that no other frame refers to and nobody wants."""
+    first, last = stretch
+    wanted = set(index.packets[rising].tolist())
+    return [
+        packet
+        for packet in range(first, last + 1)
+        if index.flags[packet] & REFERENCE or packet in wanted
+    ]
 
 
-def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
+class PacketDecoder:
+    """Decodes packets by their number, which :func:`origin` finds in their frames."""
+
+    def __init__(self, path: str, index: PacketIndex) -> None:
+        self._index = index
+        self._decoder = _decoder(index)
+        self._file = ByteReader(path)
+
+    def __enter__(self) -> "PacketDecoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def decode(self, packets: list[int]) -> Iterator[av.VideoFrame]:
+        """Frames of packets that follow a place at which decoding may start."""
+        if self._decoder.is_open:
+            self._decoder.flush_buffers()
+        for place in packets:
+            yield from self._decoder.decode(_read_packet(self._file, self._index, place))
+        yield from self._decoder.decode(None)
+
+
+class ByteReader:
+    """Reads bytes of a video file by their place, until it is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+
+    def read(self, offset: int, size: int) -> bytes:
+        """At most ``size`` bytes from ``offset`` on; fewer at the file's end."""
+        return os.pread(self._file.fileno(), size, offset)
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._file.close()
+
+
+def _read_packet(file: ByteReader, index: PacketIndex, place: int) -> Any:
     size = int(index.sizes[place])
-    content = os.pread(descriptor, size, int(index.offsets[place]))
+    content = file.read(int(index.offsets[place]), size)
     if len(content) != size:
         raise ValueError(f"packet {place} ends behind the file; index it again")
     # A packet made of bytes refers to them, and decoders read beyond its end; one made by size
@@ -247,7 +300,7 @@ def _mark(packet: Any, place: int) -> None:
     packet.opaque = [place]
 
 
-def _origin(frame: av.VideoFrame) -> int | None:
+def origin(frame: av.VideoFrame) -> int | None:
     """The place of the packet that a frame came from."""
     mark: Any = frame.opaque
     return None if mark is None else int(mark[0])
@@ -265,18 +318,21 @@ def _decoder(index: PacketIndex) -> Any:
     return decoder
 
 
-def index_video(path: str) -> PacketIndex:
+def index_video(path: str, stream: int | None = None) -> PacketIndex:
     """Index a video and prove that its frames come out as a full decode gives them.
+
+    Args:
+        stream: number among its video streams; None for the one ffmpeg calls best.
 
     Raises:
         DecodeError: the file cannot be decoded, as :class:`PyAVReader` finds.
         NotIndexableError: it can, but not by single packets.
     """
-    scan = _scan(path)
+    scan = _scan(path, stream)
     index = _paired(scan)
     starts = [place for place, is_key in enumerate(scan.keys) if is_key]
     while starts and starts[0] <= min(index.packets):
-        index = _with_starts(index, starts)
+        index = with_starts(index, starts)
         wrong = _wrong_starts(path, index, scan.sums)
         if not wrong:
             _check_skipping(path, index, scan.sums)
@@ -299,22 +355,25 @@ class _Scan:
     keys: list[bool]
     owners: list[int | None]
     sums: list[int]
+    times: FrameTimes
 
 
-def _scan(path: str) -> _Scan:
-    found = _Scan("", "", b"", Stored(0, 0, 0), [], [], [], [], [], [])
+def _scan(path: str, number: int | None) -> _Scan:
+    about = "", "", b"", Stored(0, 0, 0)
+    found = _Scan(*about, [], [], [], [], [], [], frame_times([], None, None))
     shape, misplaced = None, False
+    stamps: list[int | None] = []
     with errors_named(path, lambda: f"after {len(found.sums)} frames"), opened(path) as container:
-        stream = best_stream(path, container)
+        stream = chosen_stream(path, container, number)
         context = stream.codec_context
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
         length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
-        with Path(path).open("rb", buffering=0) as file:
+        with closing(ByteReader(path)) as file:
             for packet in container.demux(stream):
                 evidence.see_packet(packet)
                 if packet.size:
-                    offset = _content_offset(file.fileno(), packet)
+                    offset = content_offset(file, packet)
                     misplaced = misplaced or offset is None
                     _mark(packet, len(found.sizes))
                     found.offsets.append(offset or 0)
@@ -324,8 +383,9 @@ def _scan(path: str) -> _Scan:
                 for frame in packet.decode():
                     evidence.see_frame(frame)
                     shape = shape or stored_as(frame)
-                    found.owners.append(_origin(frame))
+                    found.owners.append(origin(frame))
                     found.sums.append(_fingerprint(frame))
+                    stamps.append(frame.pts)
         evidence.judge()
         if misplaced:
             raise NotIndexableError("its packets do not stand in the file as they are decoded")
@@ -335,15 +395,16 @@ def _scan(path: str) -> _Scan:
             codec_tag=context.codec_tag,
             extradata=context.extradata or b"",
             shape=shape or Stored(0, 0, 0),
+            times=frame_times(stamps, stream.time_base, nominal_rate(stream)),
         )
 
 
-def _content_offset(descriptor: int, packet: Any) -> int | None:
+def content_offset(file: ByteReader, packet: Any) -> int | None:
     """First byte of a packet's content in the file; None where it stands nowhere near."""
     if packet.pos is None or packet.pos < 0:
         return None
     content = bytes(packet)
-    found = os.pread(descriptor, packet.size + MAX_HEADER, packet.pos).find(content)
+    found = file.read(packet.pos, packet.size + MAX_HEADER).find(content)
     return None if found < 0 else packet.pos + found
 
 
@@ -404,10 +465,11 @@ def _paired(scan: _Scan) -> PacketIndex:
         flags=np.array(scan.flags, dtype=np.uint8),
         packets=np.array(owners, dtype=np.int32),
         starts=np.zeros(len(owners), dtype=np.int32),
+        times=scan.times,
     )
 
 
-def _with_starts(index: PacketIndex, starts: list[int]) -> PacketIndex:
+def with_starts(index: PacketIndex, starts: list[int]) -> PacketIndex:
     """Let each frame start at the last place before its packet that is not shown after it.
 
     A frame shown before the key frame it is stored behind (an open group of pictures) refers to

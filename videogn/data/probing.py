@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from videogn.data.dataset import RandomClips
-from videogn.data.decode import best_stream, errors_named, opened
+from videogn.data.decode import best_stream, errors_named, nominal_rate, opened
 
 MICROSECONDS = 1_000_000
 
@@ -46,8 +46,8 @@ def probe(path: str) -> Probe:
             seconds = container.duration / MICROSECONDS
         else:
             seconds = None
-        rate = stream.average_rate or stream.guessed_rate
-        return Probe(context.codec.name, context.width, context.height, rate or None, seconds)
+        rate = nominal_rate(stream)
+        return Probe(context.codec.name, context.width, context.height, rate, seconds)
 
 
 def clip_seconds(clips: RandomClips, path: str, num_clips: int) -> float:

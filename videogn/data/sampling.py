@@ -5,11 +5,45 @@ A clip of L frames at a stride spans S = (L - 1) * stride + 1 frames of its vide
     L = 4, stride 2, start 1      . x . x . x . x . .      S = 7, N = 10
 
 A video of N < S frames loops.
+
+Brought to another frame rate, a video is the frames shown at 0, 1/f, 2/f … seconds, of which clips
+are made in the same way.
 """
 
 from fractions import Fraction
 
 import numpy as np
+
+SLACK = 1e-3
+"""Seconds before its time from which a frame counts as shown: Matroska rounds times to that."""
+
+
+def num_resampled(seconds: np.ndarray, fps: float) -> int:
+    """Frames of a video at another rate: N = max(1, round(D fps)) for a duration D.
+
+    The last frame is shown as long as the others on average: D = t F / (F - 1) for its time t.
+
+    Args:
+        seconds: (F,) float64, when each frame is shown, from 0 on and never falling.
+        fps: frames per second.
+    """
+    total = len(seconds)
+    duration = float(seconds[-1]) * total / (total - 1) if total > 1 else 0.0
+    return max(1, round(duration * fps))
+
+
+def resampled(seconds: np.ndarray, fps: float, numbers: np.ndarray) -> np.ndarray:
+    """The frames that stand for those at another rate: k is the one shown at k / fps seconds.
+
+    Args:
+        seconds, fps: as in :func:`num_resampled`.
+        numbers: int64 of any shape, in [0, N).
+
+    Returns:
+        int64 of the same shape, in [0, F).
+    """
+    shown = np.searchsorted(seconds, numbers / fps + SLACK, side="right")
+    return shown.astype(np.int64) - 1
 
 
 def clip_span(num_frames: int, frame_stride: int) -> int:

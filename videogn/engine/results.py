@@ -24,9 +24,11 @@ IDENTITY = (
     "num_crops",
     "num_frames",
     "frame_stride",
+    "fps",
     "short_side",
     "crop_size",
     "reader",
+    "stream",
     "mean",
     "std",
 )
