@@ -25,6 +25,7 @@ from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
 from videogn.data.opening import READERS
+from videogn.data.shard_order import shard_order
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
 from videogn.engine.optim import build_optimizer
@@ -246,6 +247,7 @@ def _train_loader(
         seed=config.seed,
         first_step=first_step,
         last_step=prepared.plan.iterations,
+        order=shard_order(prepared.train_list.records, config.data.shuffle_buffer),
     )
     dataset = TrainDataset(prepared.train_list.records, random_clips(config, "train"), config.seed)
     return iter(build_train_loader(dataset, batches, config.data.num_workers))

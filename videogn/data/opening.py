@@ -8,6 +8,8 @@ from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.decord_reader import DecordReader
 from videogn.data.index_file import IndexFile
 from videogn.data.packets import IndexedReader
+from videogn.errors import UserError
+from videogn.files import locate
 
 READERS: dict[str, Callable[[str], VideoReader]] = {"pyav": PyAVReader, "decord": DecordReader}
 """Value of ``data.reader`` -> what opens a file."""
@@ -31,8 +33,12 @@ class VideoOpener:
 
         Raises:
             DecodeError: it cannot be read.
-            UserError: the index file is damaged.
+            UserError: the index file is damaged, or the reader cannot read tar shards.
         """
+        if self.reader != "pyav" and locate(path).size is not None:
+            raise UserError(
+                f"data.reader={self.reader}: cannot read tar shards; set data.reader=pyav"
+            )
         entry = self._find(path)
         if entry is not None and entry.index is not None:
             return IndexedReader(path, entry.index)

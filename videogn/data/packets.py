@@ -33,6 +33,7 @@ from videogn.data.decode import (
 )
 from videogn.data.rgb import Box, RgbConverter, quarter_turns, upright_size
 from videogn.errors import DecodeError
+from videogn.files import locate
 
 REFERENCE = 1
 """Flag of a packet that other frames may refer to."""
@@ -55,7 +56,7 @@ class PacketIndex:
         extradata: the stream's headers, which are not in any packet.
         width, height: pixels of the first frame as it is stored.
         quarters: counter-clockwise quarter turns that set a frame upright.
-        offsets: (P,) int64, first byte of each packet's content.
+        offsets: (P,) int64, first byte of each packet's content, from the video's first.
         sizes: (P,) int32, in bytes.
         flags: (P,) uint8.
         packets: (F,) int32, the packet of each frame.
@@ -212,22 +213,27 @@ def _decode_packets(
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Wanted packets and the frames they became."""
     decoder = _decoder(index)
-    with Path(path).open("rb", buffering=0) as file:
+    part = locate(path)
+    with Path(part.file).open("rb", buffering=0) as file:
         for first, last in runs(index, rising):
             if decoder.is_open:
                 decoder.flush_buffers()
             for packet in [*range(first, last + 1), None]:
                 if packet is not None and not (index.flags[packet] & REFERENCE or packet in wanted):
                     continue
-                content = None if packet is None else _read_packet(file.fileno(), index, packet)
+                content = (
+                    None
+                    if packet is None
+                    else _read_packet(file.fileno(), part.start, index, packet)
+                )
                 for frame in decoder.decode(content):
                     if frame.opaque in wanted:
                         yield frame.opaque, frame
 
 
-def _read_packet(descriptor: int, index: PacketIndex, place: int) -> Any:
+def _read_packet(descriptor: int, start: int, index: PacketIndex, place: int) -> Any:
     size = int(index.sizes[place])
-    content = os.pread(descriptor, size, int(index.offsets[place]))
+    content = os.pread(descriptor, size, start + int(index.offsets[place]))
     if len(content) != size:
         raise ValueError(f"packet {place} ends behind the file; index it again")
     # A packet made of bytes refers to them, and decoders read beyond its end; one made by size
@@ -295,11 +301,12 @@ def _scan(path: str) -> _Scan:
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
         length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
-        with Path(path).open("rb", buffering=0) as file:
+        part = locate(path)
+        with Path(part.file).open("rb", buffering=0) as file:
             for packet in container.demux(stream):
                 evidence.see_packet(packet)
                 if packet.size:
-                    offset = _content_offset(file.fileno(), packet)
+                    offset = _content_offset(file.fileno(), part.start, packet)
                     misplaced = misplaced or offset is None
                     packet.opaque = len(found.sizes)
                     found.offsets.append(offset or 0)
@@ -323,12 +330,12 @@ def _scan(path: str) -> _Scan:
         )
 
 
-def _content_offset(descriptor: int, packet: Any) -> int | None:
-    """First byte of a packet's content in the file; None where it stands nowhere near."""
+def _content_offset(descriptor: int, start: int, packet: Any) -> int | None:
+    """First byte of a packet's content, from the video's; None where it stands nowhere near."""
     if packet.pos is None or packet.pos < 0:
         return None
     content = bytes(packet)
-    found = os.pread(descriptor, packet.size + MAX_HEADER, packet.pos).find(content)
+    found = os.pread(descriptor, packet.size + MAX_HEADER, start + packet.pos).find(content)
     return None if found < 0 else packet.pos + found
 
 
