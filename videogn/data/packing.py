@@ -5,6 +5,7 @@ is there is written over.
 """
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -147,11 +148,15 @@ def check_folder(folder: Path, name: str, shards: Sequence[Sequence[Item]]) -> l
     Raises:
         RunError: a file of such a name holds something else.
     """
-    for path in folder.glob(f".{name}-*.tar.*.tar"):
-        path.unlink(missing_ok=True)
+    own = re.compile(rf"{re.escape(name)}-[0-9]{{6,}}\.tar")
+    for path in folder.glob(".*.tar"):
+        if re.fullmatch(rf"\.{own.pattern}\.[^.]+\.tar", path.name):
+            path.unlink(missing_ok=True)
     known = {shard_file(name, number): number for number in range(len(shards))}
     missing = set(known.values())
-    for path in sorted(folder.glob(f"{name}-*.tar")):
+    for path in sorted(folder.glob("*.tar")):
+        if not own.fullmatch(path.name):
+            continue
         number = known.get(path.name)
         if number is None or not holds(path, shards[number]):
             raise RunError(
