@@ -311,6 +311,26 @@ def test_damage_in_a_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
     assert any("is damaged at byte 2048" in fault for fault in faults_of(shard))
 
 
+def test_a_size_below_zero_does_not_go_in_circles(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "s.tar", [*sample("a"), *sample("b")])
+    content = bytearray(shard.read_bytes())
+    # -512 in base 256, so that the member seems to end where its own header starts.
+    content[2048 + 124 : 2048 + 136] = b"\xff" * 10 + b"\xfe\x00"
+    head = content[2048:2560]
+    total = 8 * ord(" ") + sum(head[:148]) + sum(head[156:])
+    content[2048 + 148 : 2048 + 156] = b"%06o\0 " % total
+    shard.write_bytes(content)
+    assert f"{shard}: is damaged at byte 2048" in faults_of(shard)[0]
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo("a.mp4")
+        info.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(info)
+    assert "a.mp4: is sparse" in faults_of(tmp_path / "s.tar")[0]
+
+
 def test_appended_tars_are_not_lost_silently(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "s.tar", sample("a"))
     shard.write_bytes(2 * shard.read_bytes())

@@ -12,6 +12,8 @@ from videogn.files import UNKNOWN, locate, state_of
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 8 * 2**30 - 1
 """Bytes that the size in a plain header can tell."""
+BAD_TAR_ERRORS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RuntimeError)
+"""What Python's reader raises over damaged files."""
 MAX_END = 2**20
 """Bytes of zeros that may follow the last member: writers fill up whole records."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -50,6 +52,8 @@ def members_of(path: str) -> tuple[list[Member], list[Fault]]:
         # "r:" takes no compressed file and seeks from header to header.
         with tarfile.open(path, "r:") as tar:
             for info in tar:
+                if tar.offset <= info.offset:  # a size below 0: the reader would go in circles
+                    return members, [*faults, Fault("", _damaged(info.offset))]
                 fault = _member_fault(info)
                 if fault:
                     faults.append(Fault(info.name, fault))
@@ -57,7 +61,7 @@ def members_of(path: str) -> tuple[list[Member], list[Fault]]:
                     name = posixpath.normpath(info.name)
                     members.append(Member(name, info.offset_data, info.size))
             end = tar.offset
-    except tarfile.TarError as error:
+    except BAD_TAR_ERRORS as error:
         return members, [*faults, Fault("", _no_tar(path, str(error)))]
     end_fault = _end_fault(path, end)
     return members, [*faults, Fault("", end_fault)] if end_fault else faults
@@ -104,8 +108,12 @@ def _end_fault(path: str, end: int) -> str | None:
     if len(rest) < BLOCK:
         return f"is cut off: ends at byte {end + len(rest)} without the end mark; pack it again"
     if rest.strip(b"\0") or len(rest) > MAX_END:
-        return f"is damaged at byte {end}, or something was appended there; pack it again"
+        return _damaged(end)
     return None
+
+
+def _damaged(place: int) -> str:
+    return f"is damaged at byte {place}, or something was appended there; pack it again"
 
 
 def check_member(path: str) -> None:
@@ -124,7 +132,7 @@ def check_member(path: str) -> None:
     _, mtime_ns = state_of(path)
     try:
         found: int | None = tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape").size
-    except tarfile.TarError:
+    except BAD_TAR_ERRORS:
         found = None
     if found != part.size:
         reason = "no such member at that place: the shard has changed; make the list again"
