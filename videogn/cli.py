@@ -25,6 +25,7 @@ COMMANDS = {
     "data check": "decode every video of a list whole and tell which are faulty",
     "data stats": "tell what a data set holds and how fast it is read",
     "data show": "draw the clips that training sees",
+    "data shards": "pack a data set into tar shards for cluster file systems",
     "data prepare": "re-encode a data set so that its clips are read faster still",
     "quickstart": "make a small data set, pre-train, inflate, train and test BN and GN",
 }

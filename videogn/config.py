@@ -48,6 +48,7 @@ class DataConfig:
         "hmdb51",
         "ssv2",
         "table",
+        "shards",
     ] = "auto"
     """Layout of the lists; ``auto`` tells it by their content. ``mmaction2`` must be named where
     lines are ``path num_frames label``. HMDB51 is a pattern such as
@@ -56,6 +57,9 @@ class DataConfig:
     allow_outside_root: bool = False
     """Whether entries may lie outside ``root``, through links, ``..`` or absolute paths. Without
     a root, a list of nothing but absolute paths has their common folder for it."""
+    shuffle_buffer: PositiveInt = 1000
+    """Samples of tar shards that the next training clip is drawn from; other lists are permuted
+    whole."""
     class_names: str | None = None
     """File of class names in label order, one per line, for lists whose labels are numbers."""
     mean: Triple | None = None

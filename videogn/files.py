@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from videogn.errors import RunError
 
@@ -64,13 +66,17 @@ def check_writable(path: str | Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes as hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        if hasattr(hashlib, "file_digest"):
+    """SHA-256 of the bytes of a file, or of a member of a tar file, as hexadecimal digits."""
+    part = locate(path)
+    with Path(part.file).open("rb") as file:
+        if part.size is None and hasattr(hashlib, "file_digest"):
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+        file.seek(part.start)
+        left = state_of(path)[0]
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
+            left -= len(block)
         return digest.hexdigest()
 
 
@@ -102,9 +108,57 @@ UNKNOWN = -1
 
 
 def state_of(path: str | Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns; both :data:`UNKNOWN` for what is not there."""
+    """Size in bytes and modification time in ns; both :data:`UNKNOWN` for what is not there.
+
+    A member of a tar file has its own size and the time of the tar file.
+    """
+    part = locate(path)
     try:
-        status = Path(path).stat()
+        status = Path(part.file).stat()
     except (OSError, ValueError):
         return UNKNOWN, UNKNOWN
-    return status.st_size, status.st_mtime_ns
+    if part.size is None:
+        return status.st_size, status.st_mtime_ns
+    if part.start + part.size > status.st_size:
+        return UNKNOWN, UNKNOWN
+    return part.size, status.st_mtime_ns
+
+
+class Part(NamedTuple):
+    """The bytes that a path names: those of a file, or of a member of a tar file.
+
+    Attributes:
+        file: to open.
+        start: first byte.
+        size: in bytes; None for the whole file.
+    """
+
+    file: str
+    start: int
+    size: int | None
+
+
+# The shortest name of a tar file counts: folders are the user's, names of members are anyone's.
+MEMBER = re.compile(r"(.+?\.tar)/@([0-9]{1,18})\+([0-9]{1,18})/.+", re.DOTALL)
+
+
+def locate(path: str | Path) -> Part:
+    """Where the bytes of a path lie; one that :func:`member_path` gave lies in its tar file."""
+    text = os.fspath(path)
+    match = MEMBER.fullmatch(text) if ".tar/@" in text else None
+    return Part(match[1], int(match[2]), int(match[3])) if match else Part(text, 0, None)
+
+
+def member_path(tar: str, start: int, size: int, name: str) -> str:
+    """A path of a member of a tar file, ``TAR/@START+SIZE/NAME``, which no other file can have.
+
+    It tells where the bytes are, so nobody who opens it has to look for them; the name is for
+    people.
+
+    Args:
+        tar: whose name ends in ``.tar``.
+        start: first byte of the member's content.
+        size: of the content, in bytes.
+        name: relative, without ``..``.
+    """
+    return f"{tar}/@{start}+{size}/{name}"

@@ -75,11 +75,12 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
             raise RunError(f"--{name.replace('_', '-')} {value}: must be above 0")
 
 
-def watched(items: Iterable[Item], total: int, done: str) -> Iterator[Item]:
+def watched(items: Iterable[Item], total: int, done: str, of: str = "videos") -> Iterator[Item]:
     """Pass items on, with a progress line every few seconds.
 
     Args:
         done: what was done with them: "indexed".
+        of: what they are.
     """
     started = shown = time.monotonic()
     for count, item in enumerate(items, start=1):
@@ -87,7 +88,7 @@ def watched(items: Iterable[Item], total: int, done: str) -> Iterator[Item]:
         if now - shown > PROGRESS_SECONDS or count == total:
             shown, pace = now, (now - started) / count
             print(
-                f"{done} {count:,}/{total:,} videos  {1 / max(pace, 1e-9):.1f} videos/s  "
+                f"{done} {count:,}/{total:,} {of}  {1 / max(pace, 1e-9):.1f} {of}/s  "
                 f"eta {(total - count) * pace:.0f} s",
                 flush=True,
             )

@@ -27,6 +27,7 @@ from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
+from videogn.data.shard_order import shard_order
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
 from videogn.engine.optim import build_optimizer
@@ -249,6 +250,7 @@ def _train_loader(prepared: Prepared, run: Run, first_step: int) -> Iterator[Cli
         seed=config.seed,
         first_step=first_step,
         last_step=prepared.plan.iterations,
+        order=shard_order(prepared.train_list.records, config.data.shuffle_buffer),
     )
     clips = random_clips(config, "train", world.device)
     dataset = TrainDataset(prepared.train_list.records, clips, config.seed)

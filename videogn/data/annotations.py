@@ -40,6 +40,7 @@ from videogn.data.list_formats import (
     read_ucf101,
     split_label,
 )
+from videogn.data.shards import is_shards, read_shards
 from videogn.errors import AnnotationError
 
 logger = logging.getLogger("videogn")
@@ -47,7 +48,17 @@ logger = logging.getLogger("videogn")
 T = TypeVar("T")
 
 ListFormat = Literal[
-    "auto", "list", "tree", "kinetics", "slowfast", "mmaction2", "ucf101", "hmdb51", "ssv2", "table"
+    "auto",
+    "list",
+    "tree",
+    "kinetics",
+    "slowfast",
+    "mmaction2",
+    "ucf101",
+    "hmdb51",
+    "ssv2",
+    "table",
+    "shards",
 ]
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 K400_LABELS_SHA256 = "a8dafb93a1204d4ecfa904f943ce5ee0c62ddeeb1df71aa1f96983fca17d777e"
@@ -73,7 +84,8 @@ def read_videos(
       ``<youtube_id>_<start>_<end>.*`` anywhere under the root;
     - mmaction2, UCF101, HMDB51, Something-Something v2 and tables: see
       :mod:`videogn.data.list_formats`. mmaction2's lines are as a list's where no number of frames
-      stands in them; else its format must be named.
+      stands in them; else its format must be named;
+    - tar shards: see :mod:`videogn.data.shards`.
 
     Args:
         root: where relative paths start; by default the folder of the list.
@@ -217,6 +229,8 @@ def _normalised(name: str) -> str:
 
 def _read(source: str, layout: ListFormat, subset: Subset | None, expected: Expected) -> VideoList:
     path = Path(source)
+    if layout == "shards" or (layout == "auto" and is_shards(source)):
+        return read_shards(source, expected)
     if not path.exists():
         files = [Path(name) for name in sorted(glob.glob(source))]  # noqa: PTH207 - may be absolute
         if not files:

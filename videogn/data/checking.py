@@ -11,7 +11,7 @@ from videogn.data.decode import decode_whole, matroska_size
 from videogn.data.listed import ListedVideo
 from videogn.data.processes import Lost, run_all
 from videogn.errors import DecodeError, UserError
-from videogn.files import UNKNOWN, sha256_of, state_of
+from videogn.files import UNKNOWN, locate, sha256_of, state_of
 
 REASONS = (
     *("missing", "unreadable", "truncated", "no_video_stream", "zero_frames", "huge"),
@@ -227,7 +227,7 @@ def _claimed_size(path: str) -> int | None:
     """Bytes a file must have by its own headers; None where they do not say."""
     try:
         # Anything else might block, such as a pipe.
-        if not Path(path).is_file():
+        if not Path(locate(path).file).is_file():
             return None
         mp4 = _mp4_size(path)
         return matroska_size(path) if mp4 is None else mp4
@@ -237,10 +237,10 @@ def _claimed_size(path: str) -> int | None:
 
 def _mp4_size(path: str) -> int | None:
     """Bytes an mp4 or mov file must have by its outermost boxes; None for other files."""
-    size, position = Path(path).stat().st_size, 0
-    with Path(path).open("rb") as file:
+    part, size, position = locate(path), state_of(path)[0], 0
+    with Path(part.file).open("rb") as file:
         while position < size:
-            file.seek(position)
+            file.seek(part.start + position)
             head = file.read(16)
             if position == 0 and head[4:8] not in MP4_STARTS:
                 return None

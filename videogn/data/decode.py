@@ -17,8 +17,10 @@ import numpy as np
 from av.stream import Disposition
 
 from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
+from videogn.data.tar_members import check_member
 from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
+from videogn.files import locate, state_of
 
 MAX_PIXELS = 1 << 25
 """Largest frame that is decoded: a crafted header may ask for gigabytes."""
@@ -280,14 +282,25 @@ def opened(path: str) -> Iterator[Any]:
         DecodeError: there is no regular file; what PyAV raises over others passes through.
     """
     check_regular_file(path)
-    # An absolute path cannot be taken for a "scheme:".
+    address, options = _address(path)
     with av.open(
-        str(Path(path).absolute()),
-        options=OPEN_OPTIONS,
+        address,
+        options=options,
         timeout=(OPEN_SECONDS, READ_SECONDS),
         metadata_errors="replace",
     ) as container:
         yield container
+
+
+def _address(path: str) -> tuple[str, dict[str, str]]:
+    """What FFmpeg opens, and its options; the bytes of a tar shard's member are a file to it."""
+    part = locate(path)
+    # An absolute path cannot be taken for a "scheme:", nor anything in it for an option.
+    file = str(Path(part.file).absolute())
+    if part.size is None:
+        return file, OPEN_OPTIONS
+    address = f"subfile,,start,{part.start},end,{part.start + part.size},,:{file}"
+    return address, OPEN_OPTIONS | {"protocol_whitelist": "subfile,file"}
 
 
 def check_regular_file(path: str) -> None:
@@ -300,13 +313,14 @@ def check_regular_file(path: str) -> None:
     if "\0" in path:
         raise DecodeError(path.replace("\0", "\\0"), "the path holds a NUL character")
     try:
-        mode = Path(path).stat().st_mode
+        mode = Path(locate(path).file).stat().st_mode
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise DecodeError(path, "no such file", "missing") from error
         raise DecodeError(path, str(error.strerror)) from error
     if not stat.S_ISREG(mode):
         raise DecodeError(path, "a folder" if stat.S_ISDIR(mode) else "not a regular file")
+    check_member(path)
 
 
 def best_stream(path: str, container: Any) -> Any:
@@ -413,7 +427,7 @@ class Evidence:
         return lasted < 0.99 * duration - 0.1
 
     def _judge_size(self) -> None:
-        expected, size = matroska_size(self._path), Path(self._path).stat().st_size
+        expected, size = matroska_size(self._path), state_of(self._path)[0]
         if expected is not None and size < expected:
             reason = f"truncated: holds {size} of {expected} bytes"
             raise DecodeError(self._path, reason, "truncated")
@@ -424,7 +438,9 @@ SEGMENT_ID = bytes.fromhex("18538067")
 
 def matroska_size(path: str) -> int | None:
     """Bytes a Matroska or WebM file must have by its own header; None where it does not say."""
-    with Path(path).open("rb") as file:
+    part = locate(path)
+    with Path(part.file).open("rb") as file:
+        file.seek(part.start)
         head = file.read(256)
     length, width = _ebml_number(head, 4)  # behind the EBML header's identifier
     segment = 4 + width + (length or 0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from videogn.errors import AnnotationError
+from videogn.files import locate
 
 logger = logging.getLogger("videogn")
 
@@ -210,7 +211,7 @@ class Fence:
 
     def fault(self, path: str, name: str) -> str | None:
         """Why an absolute path without ``..`` is outside; None where it is inside."""
-        real = self._real(path)
+        real = self._real(locate(path).file)
         if any(real.startswith(os.path.join(folder, "")) for folder in self.folders):  # noqa: PTH118
             return None
         return (
@@ -236,7 +237,8 @@ def fence_of(names: Sequence[str], folder: Path, expected: Expected) -> Fence | 
     if expected.allow_outside_root:
         return None
     if expected.root is None and names and all(Path(name).is_absolute() for name in names):
-        folders = [os.path.dirname(os.path.abspath(name)) for name in names]  # noqa: PTH100, PTH120
+        files = [os.path.abspath(locate(name).file) for name in names]  # noqa: PTH100
+        folders = [os.path.dirname(file) for file in files]  # noqa: PTH120
         return Fence([os.path.commonpath(folders)])
     return Fence([folder])
 

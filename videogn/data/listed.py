@@ -18,6 +18,7 @@ from videogn.data.annotations import (
 )
 from videogn.data.list_checks import ANY_LABEL, Expected, Fence, fence_of, read_text
 from videogn.data.list_formats import is_parquet
+from videogn.data.shards import is_shards
 from videogn.errors import AnnotationError
 
 
@@ -80,6 +81,8 @@ def _list(
     path: Path, root: str | None, layout: ListFormat
 ) -> tuple[list[tuple[str, ListedVideo]], tuple[str, ...] | None]:
     """Entries with the paths as the list has them."""
+    if layout == "auto" and is_shards(path):
+        layout = "shards"
     if layout == "auto" and path.is_file() and not is_parquet(path):
         layout = format_of(path, read_text(path))
     folder = Path(root) if root is not None else path.parent

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -86,10 +87,13 @@ class ClipBatch(NamedTuple):
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Which samples each step takes: a slice of one endless stream.
 
-    Position p of the stream is entry p mod N of a permutation drawn from (seed, p div N). Step s
+    Position p of the stream is entry p mod N of a permutation that (seed, p div N) decides. Step s
     takes B = clips_per_gpu * world_size positions from s * B on, and each rank a slice of those.
     So no sample is lost or repeated at an epoch's end or on resuming, and the order does not
     depend on workers, nor, for the same B, on the number of ranks.
+
+    Args:
+        order: gives the permutation, (N,) int64, by (seed, epoch); :func:`epoch_order` where None.
 
     Yields:
         (epoch, index) keys of :class:`TrainDataset` for steps first_step … last_step - 1.
@@ -105,8 +109,10 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         first_step: int,
         last_step: int,
+        order: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         self._num_videos = num_videos
+        self._order = order or partial(epoch_order, num_videos)
         self.clips_per_gpu = clips_per_gpu
         self._rank = rank
         self._world_size = world_size
@@ -124,7 +130,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
             for position in range(start, start + self.clips_per_gpu):
                 if position // self._num_videos != epoch:
                     epoch = position // self._num_videos
-                    order = epoch_order(self._num_videos, self._seed, epoch)
+                    order = self._order(self._seed, epoch)
                 keys.append((epoch, int(order[position % self._num_videos])))
             yield keys
 

@@ -10,6 +10,8 @@ from videogn.data.decord_reader import DecordReader
 from videogn.data.index_file import IndexFile
 from videogn.data.packets import IndexedReader
 from videogn.data.seeking import open_seeking
+from videogn.errors import UserError
+from videogn.files import locate
 
 READERS: dict[str, Callable[..., VideoReader]] = {
     "pyav": PyAVReader,
@@ -48,8 +50,12 @@ class VideoOpener:
 
         Raises:
             DecodeError: it cannot be read.
-            UserError: the index file is damaged.
+            UserError: the index file is damaged, or the reader cannot read tar shards.
         """
+        if self.reader != "pyav" and locate(path).size is not None:
+            raise UserError(
+                f"data.reader={self.reader}: cannot read tar shards; set data.reader=pyav"
+            )
         entry = self._find(path)
         if entry is not None and entry.index is not None:
             return IndexedReader(path, entry.index)

@@ -39,6 +39,7 @@ from videogn.data.decode import (
 from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
 from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
+from videogn.files import locate
 
 REFERENCE = 1
 """Flag of a packet that other frames may refer to."""
@@ -61,7 +62,7 @@ class PacketIndex:
         extradata: the stream's headers, which are not in any packet.
         width, height: pixels of the first frame as it is stored.
         quarters: counter-clockwise quarter turns that set a frame upright.
-        offsets: (P,) int64, first byte of each packet's content.
+        offsets: (P,) int64, first byte of each packet's content, from the video's first.
         sizes: (P,) int32, in bytes.
         flags: (P,) uint8.
         packets: (F,) int32, the packet of each frame.
@@ -269,11 +270,13 @@ class ByteReader:
     """Reads bytes of a video file by their place, until it is closed."""
 
     def __init__(self, path: str) -> None:
-        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115
+        part = locate(path)
+        self._start = part.start
+        self._file = Path(part.file).open("rb", buffering=0)  # noqa: SIM115
 
     def read(self, offset: int, size: int) -> bytes:
         """At most ``size`` bytes from ``offset`` on; fewer at the file's end."""
-        return os.pread(self._file.fileno(), size, offset)
+        return os.pread(self._file.fileno(), size, self._start + offset)
 
     def close(self) -> None:
         """Let the file go."""

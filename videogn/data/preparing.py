@@ -30,7 +30,7 @@ from videogn.data.probing import clip_seconds, probe
 from videogn.data.processes import Lost, run_all
 from videogn.data.rgb import quarter_turns
 from videogn.errors import DecodeError, RunError
-from videogn.files import atomic_path
+from videogn.files import atomic_path, locate, state_of
 
 VIDEOS = "videos"
 JOURNAL = "prepared.jsonl"
@@ -134,6 +134,8 @@ def _plain_name(name: str) -> str | None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not name.isprintable():
         return None
+    if locate(name).size is not None:  # the prepared file would be taken for a shard's member
+        return None
     suffix = "" if path.suffix == ".mp4" else ".mp4"
     return f"{VIDEOS}/{path}{suffix}"
 
@@ -179,10 +181,10 @@ class Journal:
             return None
         try:
             known = Done(**entry | {"settings": task.settings})
-            source, target = Path(task.source).stat(), (self._folder / task.name).stat()
+            target = (self._folder / task.name).stat()
         except (OSError, TypeError, ValueError):
             return None
-        found = (task.source, source.st_size, source.st_mtime_ns, target.st_size)
+        found = (task.source, *state_of(task.source), target.st_size)
         same = found == (known.source, known.size, known.mtime_ns, known.bytes)
         return known if same else None
 
@@ -230,15 +232,15 @@ def prepare(task: Task) -> Done | Failed:
     # An earlier result of other settings or of another source is not left to pass for this one.
     target.unlink(missing_ok=True)
     try:
-        status = Path(task.source).stat()
+        size, mtime_ns = state_of(task.source)
         with atomic_path(target) as temporary:
             times = _encode(task.source, temporary, task.settings)
             _check(str(temporary), times)
         return Done(
             name=task.name,
             source=task.source,
-            size=status.st_size,
-            mtime_ns=status.st_mtime_ns,
+            size=size,
+            mtime_ns=mtime_ns,
             settings=task.settings,
             frames=len(times),
             bytes=target.stat().st_size,
@@ -420,7 +422,7 @@ def measure(pair: Pair) -> Measured:
     for path in (pair.source, pair.prepared):
         pair.clips.open_video = _indexed(path)
         seconds.append(clip_seconds(pair.clips, path, SAMPLE_CLIPS))
-    sizes = [Path(path).stat().st_size for path in (pair.source, pair.prepared)]
+    sizes = [state_of(path)[0] for path in (pair.source, pair.prepared)]
     return Measured(seconds[0], seconds[1], sizes[0], sizes[1])
 
 

@@ -10,7 +10,6 @@ is decoded instead. Damage in stretches that are not decoded is not noticed.
 from bisect import bisect, insort
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
@@ -45,6 +44,7 @@ from videogn.data.packets import (
 from videogn.data.rgb import Box, RgbConverter, Stored, quarter_turns
 from videogn.data.times import frame_times
 from videogn.errors import DecodeError
+from videogn.files import state_of
 
 FORMATS = ("mov", "matroska", "avi")
 """Parts of FFmpeg's names of the containers whose packets are read so."""
@@ -227,7 +227,7 @@ def _check_end(path: str, container: Any, stream: Any, num_packets: int) -> None
         raise UncertainError("its header counts more frames")
     if "matroska" in container.format.name:
         expected = matroska_size(path)
-        if expected is not None and Path(path).stat().st_size < expected:
+        if expected is not None and state_of(path)[0] < expected:
             raise UncertainError("its header counts more bytes")
 
 
