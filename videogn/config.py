@@ -64,12 +64,15 @@ class DataConfig:
     """RGB standard deviation in [0, 1]; where null, the weight file's, else 0.225."""
     num_workers: NonNegativeInt = 4
     """Decoding processes per GPU; 0 decodes in the training process."""
-    reader: Literal["pyav", "decord"] = "pyav"
-    """Decoder. decord runs in a process of its own, for some files crash it; its frames are not
-    those of a full decode in every file."""
+    reader: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Decoder. decord (in a process of its own, for some files crash it) and torchcodec read the
+    forms of files they are proven right on (docs/data.md); pyav reads the others."""
+    insist_on_reader: bool = False
+    """Let ``reader`` read every file, also those whose frames it is known to get wrong."""
     index: str = "auto"
-    """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
-    list, if it is there; ``never`` none; else the file of that name."""
+    """Packet index that pyav reads by, and others' frame counts are checked against: ``auto`` is
+    the one ``videogn data index`` put beside the list, if it is there; ``never`` none; else the
+    file of that name."""
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,19 @@
 """What training and testing share: the network a config names, its weights and its input."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from videogn.config import ClipConfig, DataConfig, ModelConfig
 from videogn.config_files import LoadedConfig
-from videogn.data.annotations import check_label_order, read_class_names, read_videos
+from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList
-from videogn.data.opening import VideoOpener
+from videogn.data.opening import CHECKS, VideoOpener
 from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, WeightError
 from videogn.models.build import build_network
@@ -21,6 +21,9 @@ from videogn.models.formats import VIDEO
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 
 logger = logging.getLogger("videogn")
+
+SAMPLED_VIDEOS = 20
+"""Videos of a list whose form is looked at before it is read."""
 
 
 def spec_of(model: ModelConfig) -> NetworkSpec:
@@ -127,15 +130,30 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
 
     Raises:
         ConfigError: ``data.index`` names a file that is not there.
+        UserError: the reader is not installed.
     """
-    if data.index == "never":
-        return VideoOpener(data.reader)
-    path = index_path(list_source(data, key)) if data.index == "auto" else Path(data.index)
-    if data.index != "auto" and not path.is_file():
-        raise ConfigError(
-            f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
-        )
-    return VideoOpener(data.reader, path if path.is_file() else None)
+    if data.reader in CHECKS:
+        CHECKS[data.reader]()
+    index = None
+    if data.index == "auto":
+        beside = index_path(list_source(data, key))
+        index = beside if beside.is_file() else None
+    elif data.index != "never":
+        index = Path(data.index)
+        if not index.is_file():
+            raise ConfigError(
+                f"data.index={index}: no such file; make it with "
+                f"`videogn data index LIST --out {index}`"
+            )
+    return VideoOpener(data.reader, index, insist=data.insist_on_reader)
+
+
+def reader_lines(data: DataConfig, key: str, videos: VideoList) -> Iterator[str]:
+    """Which reader reads how many of a sample of the list ``data.<key>``, where that may vary."""
+    if data.reader == "pyav":
+        return
+    paths = [record.path for record in spread(videos.records, SAMPLED_VIDEOS)]
+    yield f"reader      {video_opener(data, key).share(paths)}"
 
 
 def clips_of(clip: ClipConfig, open_video: Callable[[str], VideoReader]) -> RandomClips:

@@ -10,11 +10,13 @@ import torch
 
 from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import (
+    SAMPLED_VIDEOS,
     build_model,
     check_network,
     clips_of,
     input_scale,
     list_of,
+    reader_lines,
     spec_of,
     video_opener,
 )
@@ -24,7 +26,7 @@ from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
-from videogn.data.opening import READERS
+from videogn.data.opening import VideoOpener
 from videogn.distributed import World, barrier, joined_world
 from videogn.engine.checkpoint import TrainingState, load_checkpoint
 from videogn.engine.optim import build_optimizer
@@ -34,8 +36,6 @@ from videogn.engine.trainer import Run, Validation, train, train_step, validate,
 from videogn.errors import DecodeError, RunError
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
-
-DRY_RUN_VIDEOS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +109,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     )
     plan = make_plan(config.train, num_videos=len(train_list.records), world_size=world_size)
     check_network(info.spec, config.clip)
+    video_opener(config.data, "train")  # says now what is not installed
     return Prepared(config, train_list, val_list, weights, info, plan)
 
 
@@ -209,6 +210,7 @@ def _header(prepared: Prepared) -> Iterator[str]:
     yield f"input       mean {_triple(info.mean)}  std {_triple(info.std)}"
     num_val = len(prepared.val_list.records) if prepared.val_list else 0
     yield f"videos      {prepared.plan.num_videos:,} to train on, {num_val:,} to validate on"
+    yield from reader_lines(prepared.config.data, "train", prepared.train_list)
 
 
 def _norm_note(spec: NetworkSpec, plan: TrainPlan) -> str:
@@ -284,7 +286,9 @@ def dry_run(prepared: Prepared, world: World) -> int:
         *prepared.train_list.records,
         *(prepared.val_list.records if prepared.val_list else ()),
     ]
-    _check_videos(spread(records, DRY_RUN_VIDEOS), READERS[config.data.reader])
+    # Without an index, which would not decode them now.
+    opener = VideoOpener(config.data.reader, insist=config.data.insist_on_reader)
+    _check_videos(spread(records, SAMPLED_VIDEOS), opener)
     lone = World(0, 1, world.device)
     run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
     sharing = plan.world_size if world.device.type == "cpu" else 1

@@ -223,6 +223,8 @@ def best_stream(path: str, container: Any) -> Any:
     if stream is None or stream.disposition & Disposition.attached_pic:
         raise DecodeError(path, "no video stream", "no_video_stream")
     context = stream.codec_context
+    if context is None:
+        raise DecodeError(path, "no decoder for its video's codec")
     width, height = context.width, context.height
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise DecodeError(path, f"frames of {width}x{height} pixels are too large", "huge")

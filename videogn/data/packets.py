@@ -294,7 +294,7 @@ def _scan(path: str) -> _Scan:
         context = stream.codec_context
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
-        length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
+        length_bytes = nal_length_bytes(context.codec.name, context.extradata)
         with Path(path).open("rb", buffering=0) as file:
             for packet in container.demux(stream):
                 evidence.see_packet(packet)
@@ -305,7 +305,7 @@ def _scan(path: str) -> _Scan:
                     found.offsets.append(offset or 0)
                     found.sizes.append(packet.size)
                     found.keys.append(packet.is_keyframe)
-                    found.flags.append(_flags_of(bytes(packet), length_bytes))
+                    found.flags.append(_flags_of(bytes(packet), context.codec.name, length_bytes))
                 for frame in packet.decode():
                     evidence.see_frame(frame)
                     shape = shape or (frame.width, frame.height, quarter_turns(frame))
@@ -332,25 +332,33 @@ def _content_offset(descriptor: int, packet: Any) -> int | None:
     return None if found < 0 else packet.pos + found
 
 
-def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
-    """Bytes of the length before each unit of an H.264 packet; 0 where there is none."""
-    if codec != "h264" or not extradata or extradata[0] != 1 or len(extradata) < 5:
+def nal_length_bytes(codec: str, extradata: bytes | None) -> int:
+    """Bytes of the length before each unit of an H.264 or HEVC packet; 0 where there is none."""
+    # Where avcC and hvcC, of version 1, have it.
+    place = {"h264": 4, "hevc": 21}.get(codec)
+    if place is None or not extradata or extradata[0] != 1 or len(extradata) <= place:
         return 0
-    return (extradata[4] & 3) + 1
+    return (extradata[place] & 3) + 1
 
 
-def _flags_of(content: bytes, length_bytes: int) -> int:
+def nal_headers(content: bytes, length_bytes: int) -> Iterator[int]:
+    """First byte of every unit of an H.264 or HEVC packet; none where units have no lengths."""
+    place = 0
+    while length_bytes and place + length_bytes < len(content):
+        size = int.from_bytes(content[place : place + length_bytes], "big")
+        yield content[place + length_bytes]
+        place += length_bytes + size
+
+
+def _flags_of(content: bytes, codec: str, length_bytes: int) -> int:
     """Whether other pictures may refer to this one: ``nal_ref_idc`` of its slices (H.264, 7.4.1).
 
     Packets of other codecs and of another form count as referred to.
     """
-    place = 0
-    while length_bytes and place + length_bytes < len(content):
-        size = int.from_bytes(content[place : place + length_bytes], "big")
-        unit = content[place + length_bytes]
-        if unit & 31 in (1, 2, 5):
-            return REFERENCE if unit >> 5 & 3 else 0
-        place += length_bytes + size
+    if codec == "h264":
+        for header in nal_headers(content, length_bytes):
+            if header & 31 in (1, 2, 5):
+                return REFERENCE if header >> 5 & 3 else 0
     return REFERENCE
 
 

@@ -1,0 +1,192 @@
+"""Which files decord and torchcodec read exactly as a full decode does.
+
+Both seek by the times and key frame marks of a file's packets, count packets for frames, and
+convert colours by an older FFmpeg. So a form of file is given to them only where the conformance
+suite (``benchmarks/conformance.py``) proves them right; every other goes to an exact reader.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from av.stream import Disposition
+
+from videogn.data.decode import best_stream, errors_named, matroska_size, opened
+from videogn.data.packets import nal_headers, nal_length_bytes
+from videogn.data.rgb import CHROMA_STEPS
+
+CONTAINERS = {"mov", "matroska"}
+"""First of FFmpeg's names of a format: mp4 and its kin, Matroska and WebM."""
+PROGRESSIVE = 1
+"""Highest of FFmpeg's numbers of the order of fields that means there are none."""
+H264_IDR = {5}
+HEVC_IDR, HEVC_KEY = {19, 20}, set(range(16, 24))
+"""Types of units at which decoding may start (H.264, 7.4.1; HEVC, 7.4.2.2)."""
+
+
+class Proven(NamedTuple):
+    """What a backend was proven to read right.
+
+    Attributes:
+        codecs: FFmpeg's names of decoders, without what follows a hyphen or a "lib".
+        edit_lists: it leaves out the frames that an edit list hides.
+        odd_sizes: its colours are right at the edge of frames of an odd size.
+        picks_stream: it can be told which video stream to read.
+    """
+
+    codecs: frozenset[str]
+    edit_lists: bool
+    odd_sizes: bool
+    picks_stream: bool
+
+
+PROVEN = {
+    "decord": Proven(
+        frozenset({"h264", "vp9"}), edit_lists=False, odd_sizes=False, picks_stream=False
+    ),
+    "torchcodec": Proven(
+        frozenset({"h264", "hevc", "vp9", "av1"}),
+        edit_lists=True,
+        odd_sizes=True,
+        picks_stream=True,
+    ),
+}
+"""Value of ``data.reader`` -> what it reads right. Readers that are exact are not in it."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What headers and packets tell about a video; nothing is decoded for it.
+
+    Attributes:
+        container: FFmpeg's first name of the format.
+        codec: FFmpeg's name of the codec.
+        pixel_format: FFmpeg's name.
+        height, width: pixels of a frame as it is stored.
+        num_streams: video streams, without cover pictures.
+        num_packets: packets of the best one.
+        num_hidden: packets that an edit list hides.
+        is_interlaced: lines of two moments alternate.
+        has_times: every packet has a time of its own.
+        starts_clean: every packet marked as a key frame is one, the first packet too.
+        is_whole: nothing says that the file was cut off.
+    """
+
+    container: str
+    codec: str
+    pixel_format: str
+    height: int
+    width: int
+    num_streams: int
+    num_packets: int
+    num_hidden: int
+    is_interlaced: bool
+    has_times: bool
+    starts_clean: bool
+    is_whole: bool
+
+
+def look(path: str) -> Facts:
+    """The facts about a video's best stream; reads all its packets.
+
+    Raises:
+        DecodeError: the file cannot be opened, or holds no video.
+    """
+    with errors_named(path, lambda: "in the packets"), opened(path) as container:
+        stream = best_stream(path, container)
+        context = stream.codec_context
+        seen = _Packets(context)
+        for packet in container.demux(stream):
+            if packet.size:
+                seen.add(packet)
+            if seen.is_corrupt:
+                break  # a header may claim millions more
+        return Facts(
+            container=container.format.name.split(",")[0],
+            codec=context.codec.canonical_name,
+            pixel_format=context.format.name if context.format else "",
+            height=context.height,
+            width=context.width,
+            num_streams=sum(not _is_cover(other) for other in container.streams.video),
+            num_packets=seen.count,
+            num_hidden=seen.num_hidden,
+            is_interlaced=context.field_order > PROGRESSIVE,
+            has_times=None not in seen.times and len(seen.times) == seen.count,
+            starts_clean=seen.starts_clean,
+            is_whole=(
+                not seen.is_corrupt
+                and seen.count >= stream.frames
+                and Path(path).stat().st_size >= (matroska_size(path) or 0)
+            ),
+        )
+
+
+class _Packets:
+    """What packets tell, one after the other."""
+
+    def __init__(self, context: Any) -> None:
+        self.count = self.num_hidden = 0
+        self.times: set[int | None] = set()
+        self.is_corrupt = False
+        self.starts_clean = True
+        self._codec = context.codec.canonical_name
+        self._length_bytes = nal_length_bytes(self._codec, context.extradata)
+
+    def add(self, packet: Any) -> None:
+        """See the next packet."""
+        is_first = self.count == 0
+        self.count += 1
+        self.num_hidden += packet.is_discard
+        self.times.add(packet.pts)
+        self.is_corrupt = self.is_corrupt or packet.is_corrupt
+        if packet.is_keyframe:
+            self.starts_clean = self.starts_clean and self._is_start(bytes(packet), is_first)
+        elif is_first:
+            self.starts_clean = False
+
+    def _is_start(self, content: bytes, is_first: bool) -> bool:
+        """Whether decoding may start at a packet that is marked so.
+
+        H.264 with intra refresh marks packets from which pictures become whole only by and by.
+        Of HEVC, pictures shown before a first key frame that is no IDR are not shown at all.
+        """
+        headers = nal_headers(content, self._length_bytes)
+        if self._codec == "h264":
+            return any(header & 31 in H264_IDR for header in headers)
+        if self._codec == "hevc":
+            starts = HEVC_IDR if is_first else HEVC_KEY
+            return any(header >> 1 & 63 in starts for header in headers)
+        return True
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def why_exact(reader: str, facts: Facts) -> str | None:
+    """Why a file is not for a backend; None where that is proven to read it right."""
+    return next(_reasons(PROVEN[reader], facts), None)
+
+
+def _reasons(proven: Proven, facts: Facts) -> Iterator[str]:
+    if facts.container not in CONTAINERS:
+        yield f"container {facts.container}"
+    if facts.codec not in proven.codecs:
+        yield f"codec {facts.codec}"
+    if facts.pixel_format not in CHROMA_STEPS:
+        yield f"pixel format {facts.pixel_format or 'unknown'}"
+    if facts.is_interlaced:
+        yield "interlaced"
+    if not proven.odd_sizes and (facts.height % 2 or facts.width % 2):
+        yield "odd size"
+    if not proven.picks_stream and facts.num_streams > 1:
+        yield "several video streams"
+    if not proven.edit_lists and facts.num_hidden:
+        yield "edit list"
+    if not facts.has_times:
+        yield "packets without times of their own"
+    if not facts.starts_clean:
+        yield "key frames without an IDR picture"
+    if not facts.is_whole:
+        yield "cut off"
