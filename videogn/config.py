@@ -64,9 +64,10 @@ class DataConfig:
     """RGB standard deviation in [0, 1]; where null, the weight file's, else 0.225."""
     num_workers: NonNegativeInt = 4
     """Decoding processes per GPU; 0 decodes in the training process."""
-    reader: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    reader: Literal["pyav", "decord", "torchcodec", "torchcodec_cuda"] = "pyav"
     """Decoder. decord (in a process of its own, for some files crash it) and torchcodec read the
-    forms of files they are proven right on (docs/data.md); pyav reads the others."""
+    forms of files they are proven right on (docs/data.md), pyav the others. torchcodec_cuda, its
+    decoder on a GPU, is proven on none: pyav reads all unless insisted."""
     insist_on_reader: bool = False
     """Let ``reader`` read every file, also those whose frames it is known to get wrong."""
     index: str = "auto"

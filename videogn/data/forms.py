@@ -355,6 +355,12 @@ FORMS: dict[str, Callable[[Path], Path]] = {
         codec="libsvtav1",
         options={"g": "20", "preset": "12", "svtav1-params": "lp=1"},
     ),
+    "hevc interlaced": _coded(
+        "v.mp4",
+        codec="libx265",
+        options={"g": "12", "x265-params": "log-level=none:interlace=tff"},
+    ),
+    "key frames too close": _x264("v.mp4", {"g": "2", "bf": "1"}, use_editlist="0"),
     "one frame": _coded("v.mp4", num_frames=1),
     "odd size": _coded("v.webm", codec="libvpx-vp9", size=(65, 97), options={"g": "10"}),
     "rotated 90": lambda folder: rotated(folder, 90),

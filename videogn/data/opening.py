@@ -3,8 +3,10 @@
 A file of a form that the chosen reader is not proven to read right goes to an exact one.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,16 @@ READERS: dict[str, Callable[[str], VideoReader]] = {
     "pyav": PyAVReader,
     "decord": DecordReader,
     "torchcodec": TorchcodecReader,
+    "torchcodec_cuda": partial(TorchcodecReader, device="cuda"),
 }
 """Value of ``data.reader`` -> what opens a file."""
 
-CHECKS = {"decord": check_decord, "torchcodec": check_torchcodec}
-"""What finds out whether a reader is installed; others always are."""
+CHECKS: dict[str, Callable[[], object]] = {
+    "decord": check_decord,
+    "torchcodec": check_torchcodec,
+    "torchcodec_cuda": partial(check_torchcodec, "cuda"),
+}
+"""What finds out whether a reader can run here; others always can."""
 
 
 class VideoOpener:
@@ -55,9 +62,13 @@ class VideoOpener:
             return READERS[self.reader](path)
         entry = self._find(path)
         if self._why_exact(path, entry) is None:
-            video = READERS[self.reader](path)
-            if entry is None or entry.index is None or entry.index.num_frames == video.num_frames:
-                return video
+            # What it refuses may be sound, and the exact reader names damage better.
+            with contextlib.suppress(DecodeError):
+                video = READERS[self.reader](path)
+                if entry is None or entry.index is None:
+                    return video
+                if video.num_frames == entry.index.num_frames:
+                    return video
         return _exact(path, entry)
 
     def share(self, paths: Sequence[str]) -> str:

@@ -51,13 +51,15 @@ PROVEN = {
         odd_sizes=True,
         picks_stream=True,
     ),
+    # Never tried, for want of a GPU: it reads what the user insists on.
+    "torchcodec_cuda": Proven(frozenset(), edit_lists=False, odd_sizes=False, picks_stream=True),
 }
 """Value of ``data.reader`` -> what it reads right. Readers that are exact are not in it."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What headers and packets tell about a video; nothing is decoded for it.
+    """What headers, packets and the first frame tell about a video.
 
     Attributes:
         container: FFmpeg's first name of the format.
@@ -70,6 +72,7 @@ class Facts:
         is_interlaced: lines of two moments alternate.
         has_times: every packet has a time of its own.
         starts_clean: every packet marked as a key frame is one, the first packet too.
+        starts_apart: none of them is decoded before the one before it is shown.
         is_whole: nothing says that the file was cut off.
     """
 
@@ -84,6 +87,7 @@ class Facts:
     is_interlaced: bool
     has_times: bool
     starts_clean: bool
+    starts_apart: bool
     is_whole: bool
 
 
@@ -96,12 +100,14 @@ def look(path: str) -> Facts:
     with errors_named(path, lambda: "in the packets"), opened(path) as container:
         stream = best_stream(path, container)
         context = stream.codec_context
-        seen = _Packets(context)
+        seen, first = _Packets(context), None
         for packet in container.demux(stream):
             if packet.size:
                 seen.add(packet)
             if seen.is_corrupt:
                 break  # a header may claim millions more
+            if first is None:
+                first = next(iter(packet.decode()), None)
         return Facts(
             container=container.format.name.split(",")[0],
             codec=context.codec.canonical_name,
@@ -111,9 +117,12 @@ def look(path: str) -> Facts:
             num_streams=sum(not _is_cover(other) for other in container.streams.video),
             num_packets=seen.count,
             num_hidden=seen.num_hidden,
-            is_interlaced=context.field_order > PROGRESSIVE,
+            # HEVC tells in its pictures alone, H.264 before, of fields that make up a picture.
+            is_interlaced=context.field_order > PROGRESSIVE
+            or (first is not None and first.interlaced_frame),
             has_times=None not in seen.times and len(seen.times) == seen.count,
             starts_clean=seen.starts_clean,
+            starts_apart=seen.starts_apart,
             is_whole=(
                 not seen.is_corrupt
                 and seen.count >= stream.frames
@@ -129,7 +138,8 @@ class _Packets:
         self.count = self.num_hidden = 0
         self.times: set[int | None] = set()
         self.is_corrupt = False
-        self.starts_clean = True
+        self.starts_clean = self.starts_apart = True
+        self._start: int | None = None  # when the latest key frame is shown
         self._codec = context.codec.canonical_name
         self._length_bytes = nal_length_bytes(self._codec, context.extradata)
 
@@ -142,6 +152,10 @@ class _Packets:
         self.is_corrupt = self.is_corrupt or packet.is_corrupt
         if packet.is_keyframe:
             self.starts_clean = self.starts_clean and self._is_start(bytes(packet), is_first)
+            # A search for a key frame by the time it is shown goes by the times of decoding.
+            if None not in (packet.dts, self._start) and packet.dts <= self._start:
+                self.starts_apart = False
+            self._start = packet.pts
         elif is_first:
             self.starts_clean = False
 
@@ -188,5 +202,7 @@ def _reasons(proven: Proven, facts: Facts) -> Iterator[str]:
         yield "packets without times of their own"
     if not facts.starts_clean:
         yield "key frames without an IDR picture"
+    if not facts.starts_apart:
+        yield "key frames too close"
     if not facts.is_whole:
         yield "cut off"

@@ -1,15 +1,17 @@
 """torchcodec's reader, in exact mode: it seeks by the times of all packets of a file.
 
-Which files it reads as a full decode does is :mod:`videogn.data.routing`'s to know.
+It runs in the process that asks, unlike decord: no damaged file crashed it, and files that claim
+much memory are errors under the limit of the loader's workers. Which files it reads as a full
+decode does is :mod:`videogn.data.routing`'s to know.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from videogn.data.decode import (
     FrameIndices,
@@ -29,13 +31,17 @@ BATCH = 16
 class TorchcodecReader:
     """A video as torchcodec reads it, opened under the rules of :mod:`videogn.data.decode`.
 
+    Args:
+        device: what decodes. ``cuda`` is NVIDIA's decoder, whose frames are copied to the CPU's
+            memory; it has never been tried, for want of a GPU.
+
     Raises:
         DecodeError: torchcodec cannot read the file.
         UserError: torchcodec or FFmpeg's libraries are not installed.
     """
 
-    def __init__(self, path: str) -> None:
-        decoders = _decoders()
+    def __init__(self, path: str, device: Literal["cpu", "cuda"] = "cpu") -> None:
+        decoders = check_torchcodec(device)
         self._path = path
         # torchcodec has no allow-list: what ours refuses is not shown to it.
         with errors_named(path, lambda: "before any frame"), opened(path) as container:
@@ -47,14 +53,14 @@ class TorchcodecReader:
                 stream_index=stream,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=1,
-                device="cpu",
+                device=device,
                 seek_mode="exact",
             )
             self.num_frames = len(self._video)
         if self.num_frames == 0:
             raise DecodeError(path, "no frames", "zero_frames")
-        [first] = self._read([0])
-        self.height, self.width = first.shape[:2]
+        self.height = self.width = 0
+        self.height, self.width = self._read([0]).shape[1:3]
 
     def frames(self, indices: FrameIndices) -> np.ndarray:
         """Frames by index, as :meth:`VideoReader.frames` says."""
@@ -69,24 +75,29 @@ class TorchcodecReader:
 
     def _read(self, rising: list[int]) -> np.ndarray:
         with errors_named(self._path, lambda: f"in torchcodec, of frames {rising}"):
-            batch: np.ndarray = self._video.get_frames_at(rising).data.numpy()
-            return batch
+            batch: np.ndarray = self._video.get_frames_at(rising).data.cpu().numpy()
+        if self.height and batch.shape[1:3] != (self.height, self.width):
+            height, width = batch.shape[1:3]
+            reason = f"torchcodec: frames {rising} are of another size, {width}x{height}"
+            raise DecodeError(self._path, reason)
+        return batch
 
 
-def check_torchcodec() -> None:
-    """Refuse to go on without torchcodec.
+def check_torchcodec(device: Literal["cpu", "cuda"] = "cpu") -> Any:
+    """The module of torchcodec's decoders.
 
     Raises:
-        UserError: it or FFmpeg's libraries are not installed.
+        UserError: it, FFmpeg's libraries or the device is not there.
     """
-    _decoders()
-
-
-def _decoders() -> Any:
     try:
-        return importlib.import_module("torchcodec.decoders")
+        decoders = importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
             "data.reader=torchcodec needs torchcodec (pip install 'videogn[torchcodec]') and "
             f"FFmpeg's shared libraries, version 4 or later: {str(error).splitlines()[0]}"
         ) from error
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "data.reader=torchcodec_cuda needs a GPU that PyTorch can use; none is here"
+        )
+    return decoders
