@@ -400,6 +400,20 @@ def test_frames_of_another_size_are_brought_to_the_first_ones(tmp_path: Path, ma
     assert video.frames([14, 0, 10]).shape == (3, 96, 128, 3)
 
 
+def test_a_codec_without_decoder_is_an_error(make_video) -> None:
+    path = make_video()
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    with pytest.raises(DecodeError, match="no decoder"):
+        PyAVReader(str(path))
+
+
+def test_decord_takes_a_file_named_like_an_address_for_a_file(make_video, monkeypatch) -> None:
+    path = make_video(num_frames=7)
+    path.rename(path.with_name("concat:a.mp4"))
+    monkeypatch.chdir(path.parent)
+    assert DecordReader("concat:a.mp4").num_frames == 7
+
+
 def test_cover_picture_is_no_video(tmp_path: Path) -> None:
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from videogn.data.dataset import RandomClips, TrainDataset
 from videogn.data.decode import PyAVReader
 from videogn.data.forms import two_streams
-from videogn.data.opening import CHECKS
+from videogn.data.list_checks import VideoRecord
+from videogn.data.loader import TrainBatches, build_train_loader
+from videogn.data.opening import CHECKS, VideoOpener
 from videogn.data.rgb import Box
 from videogn.data.torchcodec_reader import TorchcodecReader
 from videogn.errors import DecodeError, UserError
@@ -85,6 +88,36 @@ def test_damage_is_a_decode_error(make_video) -> None:
     with pytest.raises(DecodeError, match="torchcodec") as caught:
         video.frames(range(40))
     assert caught.value.path == str(path)
+
+
+@pytest.mark.dist
+@pytest.mark.usefixtures("needs_torchcodec")
+def test_workers_of_the_loader_read_by_it(make_video) -> None:
+    records = [VideoRecord(str(make_video(f"{n}.mp4", 40, g="8")), n, str(n)) for n in range(2)]
+    clips: dict[str, list[torch.Tensor]] = {}
+    for reader in ("pyav", "torchcodec"):
+        draw = RandomClips(
+            num_frames=4,
+            frame_stride=2,
+            short_side_min=64,
+            short_side_max=64,
+            crop_size=64,
+            flip_probability=0.5,
+            open_video=VideoOpener(reader),
+        )
+        batches = TrainBatches(
+            num_videos=2,
+            clips_per_gpu=2,
+            rank=0,
+            world_size=1,
+            seed=0,
+            first_step=0,
+            last_step=3,
+        )
+        loader = build_train_loader(TrainDataset(records, draw, 0), batches, num_workers=2)
+        clips[reader] = [batch.clips.float() for batch in loader]
+    for ours, theirs in zip(clips["pyav"], clips["torchcodec"], strict=True):
+        assert (ours - theirs).abs().mean() < 2
 
 
 @pytest.mark.gpu

@@ -105,4 +105,4 @@ class VideoOpener:
 def _exact(path: str, entry: Entry | None) -> VideoReader:
     if entry is not None and entry.index is not None:
         return IndexedReader(path, entry.index)
-    return PyAVReader(path)
+    return READERS["pyav"](path)
