@@ -26,6 +26,7 @@ PLAIN = Facts(
     has_times=True,
     starts_clean=True,
     starts_apart=True,
+    is_uniform=True,
     is_whole=True,
 )
 
@@ -42,6 +43,7 @@ PLAIN = Facts(
         ({"has_times": False}, "packets without times of their own"),
         ({"starts_clean": False}, "key frames without an IDR picture"),
         ({"starts_apart": False}, "key frames too close"),
+        ({"is_uniform": False}, "headers that change"),
         ({"is_whole": False}, "cut off"),
     ],
 )

@@ -234,6 +234,11 @@ def two_sizes(folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 96), (96, 1
     return target
 
 
+def two_sizes_mp4(folder: Path) -> Path:
+    """The same in an mp4, which tells the first size alone."""
+    return rewrite_times(two_sizes(folder), folder / "both.mp4", lambda pts: pts)
+
+
 DIVX_PACKED = b"\0\0\1\xb2DivX503b1393p"
 SHOWN = 1 << 4
 """Bit of a VP8 frame's first byte (RFC 6386, 9.1)."""
@@ -368,6 +373,7 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "rotated 270": lambda folder: rotated(folder, 270),
     "two streams": two_streams,
     "two sizes": two_sizes,
+    "two sizes, mp4": two_sizes_mp4,
     "4:4:4": _coded("v.mp4", pixel_format="yuv444p", options={"g": "10"}),
     "10 bit": _coded("v.mp4", pixel_format="yuv420p10le", options={"g": "10"}),
     "full range": _coded("v.mp4", colours="bt601", color_range=FULL, options={"g": "10"}),

@@ -341,13 +341,14 @@ def nal_length_bytes(codec: str, extradata: bytes | None) -> int:
     return (extradata[place] & 3) + 1
 
 
-def nal_headers(content: bytes, length_bytes: int) -> Iterator[int]:
-    """First byte of every unit of an H.264 or HEVC packet; none where units have no lengths."""
+def nal_units(content: bytes, length_bytes: int) -> Iterator[bytes]:
+    """The units of an H.264 or HEVC packet; none where they have no lengths."""
     place = 0
     while length_bytes and place + length_bytes < len(content):
         size = int.from_bytes(content[place : place + length_bytes], "big")
-        yield content[place + length_bytes]
-        place += length_bytes + size
+        place += length_bytes
+        yield content[place : place + max(size, 1)]
+        place += size
 
 
 def _flags_of(content: bytes, codec: str, length_bytes: int) -> int:
@@ -356,9 +357,9 @@ def _flags_of(content: bytes, codec: str, length_bytes: int) -> int:
     Packets of other codecs and of another form count as referred to.
     """
     if codec == "h264":
-        for header in nal_headers(content, length_bytes):
-            if header & 31 in (1, 2, 5):
-                return REFERENCE if header >> 5 & 3 else 0
+        for unit in nal_units(content, length_bytes):
+            if unit[0] & 31 in (1, 2, 5):
+                return REFERENCE if unit[0] >> 5 & 3 else 0
     return REFERENCE
 
 

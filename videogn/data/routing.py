@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from av.stream import Disposition
 
 from videogn.data.decode import best_stream, errors_named, matroska_size, opened
-from videogn.data.packets import nal_headers, nal_length_bytes
+from videogn.data.packets import nal_length_bytes, nal_units
 from videogn.data.rgb import CHROMA_STEPS
 
 CONTAINERS = {"mov", "matroska"}
@@ -23,6 +23,8 @@ PROGRESSIVE = 1
 H264_IDR = {5}
 HEVC_IDR, HEVC_KEY = {19, 20}, set(range(16, 24))
 """Types of units at which decoding may start (H.264, 7.4.1; HEVC, 7.4.2.2)."""
+SEQUENCE_HEADER = {"h264": 7, "hevc": 33}
+"""Type of the unit that tells the size of pictures, for one."""
 
 
 class Proven(NamedTuple):
@@ -73,6 +75,7 @@ class Facts:
         has_times: every packet has a time of its own.
         starts_clean: every packet marked as a key frame is one, the first packet too.
         starts_apart: none of them is decoded before the one before it is shown.
+        is_uniform: no header within H.264 or HEVC video differs from those before it.
         is_whole: nothing says that the file was cut off.
     """
 
@@ -88,6 +91,7 @@ class Facts:
     has_times: bool
     starts_clean: bool
     starts_apart: bool
+    is_uniform: bool
     is_whole: bool
 
 
@@ -123,6 +127,7 @@ def look(path: str) -> Facts:
             has_times=None not in seen.times and len(seen.times) == seen.count,
             starts_clean=seen.starts_clean,
             starts_apart=seen.starts_apart,
+            is_uniform=seen.is_uniform,
             is_whole=(
                 not seen.is_corrupt
                 and seen.count >= stream.frames
@@ -140,8 +145,10 @@ class _Packets:
         self.is_corrupt = False
         self.starts_clean = self.starts_apart = True
         self._start: int | None = None  # when the latest key frame is shown
+        self.is_uniform = True
         self._codec = context.codec.canonical_name
-        self._length_bytes = nal_length_bytes(self._codec, context.extradata)
+        self._headers = context.extradata or b""
+        self._length_bytes = nal_length_bytes(self._codec, self._headers)
 
     def add(self, packet: Any) -> None:
         """See the next packet."""
@@ -151,7 +158,7 @@ class _Packets:
         self.times.add(packet.pts)
         self.is_corrupt = self.is_corrupt or packet.is_corrupt
         if packet.is_keyframe:
-            self.starts_clean = self.starts_clean and self._is_start(bytes(packet), is_first)
+            self._see_units(bytes(packet), is_first)
             # A search for a key frame by the time it is shown goes by the times of decoding.
             if None not in (packet.dts, self._start) and packet.dts <= self._start:
                 self.starts_apart = False
@@ -159,19 +166,22 @@ class _Packets:
         elif is_first:
             self.starts_clean = False
 
-    def _is_start(self, content: bytes, is_first: bool) -> bool:
-        """Whether decoding may start at a packet that is marked so.
+    def _see_units(self, content: bytes, is_first: bool) -> None:
+        """See whether decoding may start at a packet that is marked so, and with what headers.
 
         H.264 with intra refresh marks packets from which pictures become whole only by and by.
         Of HEVC, pictures shown before a first key frame that is no IDR are not shown at all.
         """
-        headers = nal_headers(content, self._length_bytes)
-        if self._codec == "h264":
-            return any(header & 31 in H264_IDR for header in headers)
-        if self._codec == "hevc":
-            starts = HEVC_IDR if is_first else HEVC_KEY
-            return any(header >> 1 & 63 in starts for header in headers)
-        return True
+        if self._codec not in ("h264", "hevc"):
+            return
+        types = set()
+        for unit in nal_units(content, self._length_bytes):
+            kind = unit[0] & 31 if self._codec == "h264" else unit[0] >> 1 & 63
+            types.add(kind)
+            if kind == SEQUENCE_HEADER[self._codec] and unit not in self._headers:
+                self.is_uniform = False
+        starts = H264_IDR if self._codec == "h264" else HEVC_IDR if is_first else HEVC_KEY
+        self.starts_clean = self.starts_clean and not types.isdisjoint(starts)
 
 
 def _is_cover(stream: Any) -> bool:
@@ -204,5 +214,7 @@ def _reasons(proven: Proven, facts: Facts) -> Iterator[str]:
         yield "key frames without an IDR picture"
     if not facts.starts_apart:
         yield "key frames too close"
+    if not facts.is_uniform:
+        yield "headers that change"
     if not facts.is_whole:
         yield "cut off"
