@@ -69,8 +69,7 @@ class Facts:
         pixel_format: FFmpeg's name.
         height, width: pixels of a frame as it is stored.
         num_streams: video streams, without cover pictures.
-        num_packets: packets of the best one.
-        num_hidden: packets that an edit list hides.
+        num_hidden: packets of the best one that an edit list hides.
         is_interlaced: lines of two moments alternate.
         has_times: every packet has a time of its own.
         starts_clean: every packet marked as a key frame is one, the first packet too.
@@ -85,7 +84,6 @@ class Facts:
     height: int
     width: int
     num_streams: int
-    num_packets: int
     num_hidden: int
     is_interlaced: bool
     has_times: bool
@@ -119,7 +117,6 @@ def look(path: str) -> Facts:
             height=context.height,
             width=context.width,
             num_streams=sum(not _is_cover(other) for other in container.streams.video),
-            num_packets=seen.count,
             num_hidden=seen.num_hidden,
             # HEVC tells in its pictures alone, H.264 before, of fields that make up a picture.
             is_interlaced=context.field_order > PROGRESSIVE
