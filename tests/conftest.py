@@ -9,6 +9,8 @@ from hypothesis import settings
 from torch import nn
 
 from videogn.data.forms import Coding, encode, numbers_in
+from videogn.data.opening import CHECKS
+from videogn.errors import UserError
 
 FOOTAGE = Path(os.environ.get("VIDEOGN_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
 
@@ -52,6 +54,20 @@ class VideoMaker:
 @pytest.fixture
 def make_video(tmp_path: Path) -> VideoMaker:
     return VideoMaker(tmp_path)
+
+
+def _need_reader(reader: str) -> None:
+    if reader in CHECKS:
+        try:
+            CHECKS[reader]()
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def need_reader() -> Callable[[str], None]:
+    """Skips the test where a value of ``data.reader`` cannot run."""
+    return _need_reader
 
 
 def _randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from videogn.data.forms import FULL, LIMITED, Coding, encode
-from videogn.data.opening import CHECKS, READERS
-from videogn.errors import UserError
+from videogn.data.opening import READERS
 
 # Shares of red and blue in luma: BT.601 (also where a file does not say), BT.709, BT.2020.
 WEIGHTS = {
@@ -54,13 +53,14 @@ def plane_of(frame: av.VideoFrame, number: int) -> np.ndarray:
 @pytest.mark.parametrize("colours", WEIGHTS)
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p"])
 def test_matrix_and_range_are_obeyed(
-    pixel_format: str, colours: str | None, color_range: int, reader: str, tmp_path: Path
+    pixel_format: str,
+    colours: str | None,
+    color_range: int,
+    reader: str,
+    tmp_path: Path,
+    need_reader,
 ) -> None:
-    if reader in CHECKS:
-        try:
-            CHECKS[reader]()
-        except UserError as error:
-            pytest.skip(str(error))
+    need_reader(reader)
     coding = Coding(
         num_frames=2,
         size=(96, 128),

@@ -8,10 +8,9 @@ from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.forms import FORMS, numbers_in
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
-from videogn.data.opening import CHECKS, READERS, VideoOpener
+from videogn.data.opening import READERS, VideoOpener
 from videogn.data.packets import IndexedReader, NotIndexableError, index_video
 from videogn.data.routing import look, why_exact
-from videogn.errors import UserError
 
 HIDDEN = {
     "edit list": range(10),
@@ -65,13 +64,6 @@ def made(tmp_path_factory):
     return make
 
 
-def need(reader: str) -> None:
-    try:
-        CHECKS[reader]()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def indexed(path: str) -> VideoReader:
     try:
         return IndexedReader(path, index_video(path))
@@ -92,8 +84,8 @@ def test_exact_readers_give_the_frames_that_were_put_in(form: str, made) -> None
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reader", FAULTS)
-def test_backends_are_right_where_files_go_to_them(reader: str, form: str, made) -> None:
-    need(reader)
+def test_backends_are_right_where_files_go_to_them(reader, form, made, need_reader) -> None:
+    need_reader(reader)
     path, truth = made(form)
     goes_back = why_exact(reader, look(path)) is not None
     assert goes_back == (form in FAULTS[reader] | CAUTION[reader])
@@ -104,9 +96,9 @@ def test_backends_are_right_where_files_go_to_them(reader: str, form: str, made)
 
 @pytest.mark.parametrize("form", sorted(FAULTS["decord"] | FAULTS["torchcodec"]))
 @pytest.mark.parametrize("reader", FAULTS)
-def test_known_faults_are_faults(reader: str, form: str, made) -> None:
+def test_known_faults_are_faults(reader, form, made, need_reader) -> None:
     """When a new version mends one, the rule of routing and the table can be made wider."""
-    need(reader)
+    need_reader(reader)
     path, truth = made(form)
     verdict = judge(VideoOpener(reader, insist=True), path, truth)
     assert verdict.is_right == (form not in FAULTS[reader]), str(verdict)
@@ -114,22 +106,22 @@ def test_known_faults_are_faults(reader: str, form: str, made) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLIPS)
-def test_real_clips_are_right_in_every_backend(name: str, footage: Path) -> None:
+def test_real_clips_are_right_in_every_backend(name: str, footage: Path, need_reader) -> None:
     path = str(footage / "clips" / name)
     truth = plain_decode(path)
     for reader in (PyAVReader, indexed):
         assert judge(reader, path, truth, tolerance=0.0).is_right
     for reader in FAULTS:
-        need(reader)
+        need_reader(reader)
         # That this one is damaged only a full decode tells, which an index is made by: see below.
         assert judge(VideoOpener(reader), path, truth).is_right or name == DAMAGED
 
 
 @pytest.mark.parametrize("reader", FAULTS)
 def test_with_an_index_damage_is_refused_by_every_backend(
-    reader: str, footage: Path, tmp_path: Path
+    reader: str, footage: Path, tmp_path: Path, need_reader
 ) -> None:
-    need(reader)
+    need_reader(reader)
     path = str(footage / "clips" / DAMAGED)
     file = IndexFile(tmp_path / "index", create=True)
     file.add([index_entry(path)])

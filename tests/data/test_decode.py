@@ -13,8 +13,8 @@ from videogn.data import decode, decord_reader
 from videogn.data.decode import PyAVReader
 from videogn.data.decord_reader import DecordReader
 from videogn.data.forms import edit_list, paused, two_sizes
-from videogn.data.opening import CHECKS, READERS
-from videogn.errors import DecodeError, UserError
+from videogn.data.opening import READERS
+from videogn.errors import DecodeError
 
 # Frames of the stream that ffmpeg calls best, height and width as shown upright.
 SOUND = {
@@ -98,16 +98,9 @@ def test_decord_agrees_where_it_is_right(name: str, footage: Path) -> None:
     assert np.abs(difference).mean() < 3
 
 
-def need(reader: str) -> None:
-    try:
-        CHECKS.get(reader, str)()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("reader", READERS)
-def test_frames_come_by_number_in_any_order(reader: str, make_video) -> None:
-    need(reader)
+def test_frames_come_by_number_in_any_order(reader: str, make_video, need_reader) -> None:
+    need_reader(reader)
     video = READERS[reader](str(make_video(num_frames=40, g="12", bf="3")))
     assert video.num_frames == 40
     indices = [39, 0, 7, 7, 23, 0]
@@ -118,8 +111,8 @@ def test_frames_come_by_number_in_any_order(reader: str, make_video) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("indices", [[-1], [5], [0, 5], []])
-def test_frames_outside_the_video_are_refused(reader: str, indices: list, make_video) -> None:
-    need(reader)
+def test_frames_outside_the_video_are_refused(reader, indices, make_video, need_reader) -> None:
+    need_reader(reader)
     video = READERS[reader](str(make_video(num_frames=5)))
     with pytest.raises(IndexError):
         video.frames(indices)

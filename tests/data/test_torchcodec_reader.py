@@ -10,18 +10,15 @@ from videogn.data.decode import PyAVReader
 from videogn.data.forms import two_streams
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import TrainBatches, build_train_loader
-from videogn.data.opening import CHECKS, VideoOpener
+from videogn.data.opening import VideoOpener
 from videogn.data.rgb import Box
 from videogn.data.torchcodec_reader import TorchcodecReader
 from videogn.errors import DecodeError, UserError
 
 
 @pytest.fixture
-def needs_torchcodec() -> None:
-    try:
-        CHECKS["torchcodec"]()
-    except UserError as error:
-        pytest.skip(str(error))
+def needs_torchcodec(need_reader) -> None:
+    need_reader("torchcodec")
 
 
 def test_missing_torchcodec_says_what_to_install(monkeypatch, make_video) -> None:
