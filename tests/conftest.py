@@ -1,23 +1,22 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
+from videogn.data.forms import Coding, encode, numbers_in
+from videogn.data.opening import CHECKS
+from videogn.errors import UserError
+
 FOOTAGE = Path(os.environ.get("VIDEOGN_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
-NUMBER_BITS = 10
 
 # Time limits of single examples fail on a busy machine, whatever the code does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-BLOCK = 16
 
 
 @pytest.fixture(scope="session")
@@ -26,19 +25,6 @@ def footage() -> Path:
     if not FOOTAGE.is_dir():
         pytest.skip(f"no real footage in {FOOTAGE}; name its folder in VIDEOGN_TEST_DATA")
     return FOOTAGE
-
-
-def numbered_frame(number: int, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 with ``number`` in the top rows: one bit per black or white block."""
-    # Noise makes packets of real size, beside which the headers of containers are small.
-    frame = np.full((height, width, 3), 128, np.uint8)
-    corner = frame[:160, :160]
-    corner[:] = np.random.default_rng(number).integers(256, size=corner.shape)
-    for bit in range(NUMBER_BITS):
-        row, column = divmod(bit, width // BLOCK)
-        block = slice(row * BLOCK, (row + 1) * BLOCK), slice(column * BLOCK, (column + 1) * BLOCK)
-        frame[block] = 235 if number >> bit & 1 else 20
-    return frame
 
 
 @dataclass(frozen=True)
@@ -59,34 +45,29 @@ class VideoMaker:
     ) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w", options=container_options or {}) as container:
-            stream = container.add_stream(codec, rate=Fraction(25))
-            stream.height, stream.width = size
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"threads": "1", **codec_options}
-            for number in range(num_frames):
-                frame = av.VideoFrame.from_ndarray(numbered_frame(number, *size), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        return path
+        coding = Coding(codec, codec_options, container_options or {}, num_frames, size)
+        return encode(path, coding)
 
-    @staticmethod
-    def numbers_in(frames: np.ndarray) -> list[int]:
-        """The numbers that decoded (T, H, W, 3) frames carry."""
-        numbers = []
-        for frame in frames:
-            number = 0
-            for bit in range(NUMBER_BITS):
-                row, column = (BLOCK * part for part in divmod(bit, frame.shape[1] // BLOCK))
-                middle = frame[row + 6 : row + 10, column + 6 : column + 10]
-                number |= int(middle.mean() > 128) << bit
-            numbers.append(number)
-        return numbers
+    numbers_in = staticmethod(numbers_in)
 
 
 @pytest.fixture
 def make_video(tmp_path: Path) -> VideoMaker:
     return VideoMaker(tmp_path)
+
+
+def _need_reader(reader: str) -> None:
+    if reader in CHECKS:
+        try:
+            CHECKS[reader]()
+        except UserError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def need_reader() -> Callable[[str], None]:
+    """Skips the test where a value of ``data.reader`` cannot run."""
+    return _need_reader
 
 
 def _randomise(network: nn.Module, seed: int = 0) -> nn.Module:

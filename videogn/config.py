@@ -76,13 +76,17 @@ class DataConfig:
     """Where frames are converted to RGB, scaled and mirrored: by the decoding processes, or, as YUV
     crops, on the device. ``auto``: on a GPU where the crops take no more bytes than the finished
     clip. ``device`` lets them take five times as many, which 720p needs."""
-    reader: Literal["pyav", "decord"] = "pyav"
-    """Decoder. decord runs in a process of its own, for some files crash it; its frames are not
-    those of a full decode in every file."""
+    reader: Literal["pyav", "decord", "torchcodec", "torchcodec_cuda"] = "pyav"
+    """Decoder. decord (in a process of its own, for some files crash it) and torchcodec read the
+    forms of files they are proven right on (docs/data.md), pyav the others. torchcodec_cuda, its
+    decoder on a GPU, is proven on none: pyav reads all unless insisted."""
+    insist_on_reader: bool = False
+    """Let ``reader`` read every file, also those whose frames it is known to get wrong."""
     index: str = "auto"
-    """Packet index that pyav reads by: ``auto`` is the one ``videogn data index`` put beside the
-    list, if it is there; else the file of that name. Of videos without one, training decodes the
-    stretches it needs and the test the whole file. ``never``: no index, and all files whole."""
+    """Packet index that pyav reads by, and others' frame counts are checked against: ``auto`` is
+    the one ``videogn data index`` put beside the list, if it is there; else the file of that name.
+    Of videos without one, training decodes the stretches it needs and the test the whole file.
+    ``never``: no index, and all files whole."""
     stream: Literal["best"] | NonNegativeInt = "best"
     """Which video stream of a file: the one ffmpeg calls best, or its number among the video
     streams, from 0 on, as in ffmpeg's ``v:0``."""

@@ -121,6 +121,23 @@ def test_dry_run_names_the_video_that_cannot_be_read(tiny, capsys) -> None:
     assert "broken.mp4" in message
 
 
+def test_dry_run_tells_which_reader_reads_what(tiny, capsys) -> None:
+    words = ["data.reader=decord", f"out={tiny.folder / 'run'}"]
+    assert main(["train", str(tiny.config), "--dry-run", *words]) == 0
+    assert "reader      decord for 12 of 12 sampled videos\n" in capsys.readouterr().out
+
+
+def test_reader_that_is_not_installed_is_told_before_anything_is_built(
+    tiny, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("videogn.data.decord_reader.importlib.util.find_spec", lambda name: None)
+    message = error_of(
+        capsys, "train", tiny.config, "data.reader=decord", f"out={tiny.folder / 'run'}"
+    )
+    assert "pip install 'videogn[decord]'" in message
+    assert not (tiny.folder / "run").exists()
+
+
 def test_bad_video_in_training_is_replaced_and_told(tiny, capsys) -> None:
     lines = tiny.train_list.read_text().splitlines()
     listed = tiny.folder / "list.txt"

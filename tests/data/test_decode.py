@@ -2,7 +2,6 @@ import os
 import re
 import signal
 import time
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,6 +12,7 @@ from av.stream import Disposition
 from videogn.data import decode, decord_reader
 from videogn.data.decode import PyAVReader
 from videogn.data.decord_reader import DecordReader
+from videogn.data.forms import edit_list, paused, two_sizes
 from videogn.data.opening import READERS
 from videogn.errors import DecodeError
 
@@ -99,7 +99,8 @@ def test_decord_agrees_where_it_is_right(name: str, footage: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_frames_come_by_number_in_any_order(reader: str, make_video) -> None:
+def test_frames_come_by_number_in_any_order(reader: str, make_video, need_reader) -> None:
+    need_reader(reader)
     video = READERS[reader](str(make_video(num_frames=40, g="12", bf="3")))
     assert video.num_frames == 40
     indices = [39, 0, 7, 7, 23, 0]
@@ -110,7 +111,8 @@ def test_frames_come_by_number_in_any_order(reader: str, make_video) -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("indices", [[-1], [5], [0, 5], []])
-def test_frames_outside_the_video_are_refused(reader: str, indices: list, make_video) -> None:
+def test_frames_outside_the_video_are_refused(reader, indices, make_video, need_reader) -> None:
+    need_reader(reader)
     video = READERS[reader](str(make_video(num_frames=5)))
     with pytest.raises(IndexError):
         video.frames(indices)
@@ -164,35 +166,16 @@ def test_codecs_and_containers(name: str, codec: str, options: dict, make_video)
     assert make_video.numbers_in(video.frames(range(40))) == list(range(40))
 
 
-def rewrite_times(source: Path, target: Path, new_time, **options: str) -> None:
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for packet in old.demux(video=0):
-            if packet.dts is not None:
-                packet.pts, packet.dts = new_time(packet.pts), new_time(packet.dts)
-                packet.stream = stream
-                new.mux(packet)
+def test_frames_hidden_by_an_edit_list_do_not_count(tmp_path: Path, make_video) -> None:
+    video = PyAVReader(str(edit_list(tmp_path, hidden=10)))
+    assert make_video.numbers_in(video.frames(range(video.num_frames))) == list(range(10, 41))
 
 
-def test_frames_hidden_by_an_edit_list_do_not_count(make_video) -> None:
-    source = make_video(num_frames=40, bf="0")
-    target = source.with_name("edited.mp4")
-    with av.open(str(source)) as container:
-        shift = int(10 / (25 * container.streams.video[0].time_base))
-    rewrite_times(source, target, lambda pts: pts - shift, avoid_negative_ts="disabled")
-    count, _ = plain_decode(target, set())
-    video = PyAVReader(str(target))
-    assert video.num_frames == count < 40
-    assert make_video.numbers_in(video.frames([0, count - 1])) == [40 - count, 39]
-
-
-def test_pauses_that_avi_counts_as_frames_are_not_damage(make_video) -> None:
-    source = make_video("even.avi", 40, codec="mpeg4")
-    target = source.with_name("paused.avi")
-    rewrite_times(source, target, lambda pts: pts * 3)
-    with av.open(str(target)) as container:
+def test_pauses_that_avi_counts_as_frames_are_not_damage(tmp_path: Path) -> None:
+    path = paused(tmp_path)
+    with av.open(str(path)) as container:
         assert container.streams.video[0].frames > 100
-    assert PyAVReader(str(target)).num_frames == 40
+    assert PyAVReader(str(path)).num_frames == 41
 
 
 CUTTABLE = {
@@ -403,28 +386,8 @@ def test_too_large_frames_are_refused(limit, value, reason, make_video, monkeypa
         PyAVReader(path)
 
 
-def two_sizes(make_video, sizes: list[tuple[int, int]]) -> str:
-    """A video of ten frames of the first size and five of the second."""
-    # Elementary streams one after the other are one stream, whose second header changes the size.
-    first, second = (
-        make_video(f"{size[0]}.h264", n, size=size, bf="0")
-        for n, size in zip((10, 5), sizes, strict=True)
-    )
-    both = first.with_name("both.h264")
-    both.write_bytes(first.read_bytes() + second.read_bytes())
-    target = first.with_name("both.ts")
-    with av.open(str(both)) as old, av.open(str(target), "w") as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        for number, packet in enumerate(old.demux(video=0)):
-            if packet.size:
-                packet.pts = packet.dts = number
-                packet.time_base, packet.stream = Fraction(1, 25), stream
-                new.mux(packet)
-    return str(target)
-
-
-def test_frames_that_become_too_large_are_refused(make_video, monkeypatch) -> None:
-    path = two_sizes(make_video, [(64, 96), (96, 128)])
+def test_frames_that_become_too_large_are_refused(tmp_path: Path, monkeypatch) -> None:
+    path = str(two_sizes(tmp_path, [(64, 96), (96, 128)]))
     assert PyAVReader(path).num_frames == 15
     # Between the two; only the decoder meets the second.
     monkeypatch.setattr(decode, "MAX_PIXELS", 9000)
@@ -432,11 +395,25 @@ def test_frames_that_become_too_large_are_refused(make_video, monkeypatch) -> No
         PyAVReader(path)
 
 
-def test_frames_of_another_size_are_brought_to_the_first_ones(make_video) -> None:
-    video = PyAVReader(two_sizes(make_video, [(96, 128), (64, 96)]))
+def test_frames_of_another_size_are_brought_to_the_first_ones(tmp_path: Path, make_video) -> None:
+    video = PyAVReader(str(two_sizes(tmp_path, [(96, 128), (64, 96)])))
     assert video.num_frames == 15
     assert make_video.numbers_in(video.frames([9, 0])) == [9, 0]
     assert video.frames([14, 0, 10]).shape == (3, 96, 128, 3)
+
+
+def test_a_codec_without_decoder_is_an_error(make_video) -> None:
+    path = make_video()
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    with pytest.raises(DecodeError, match="no decoder"):
+        PyAVReader(str(path))
+
+
+def test_decord_takes_a_file_named_like_an_address_for_a_file(make_video, monkeypatch) -> None:
+    path = make_video(num_frames=7)
+    path.rename(path.with_name("concat:a.mp4"))
+    monkeypatch.chdir(path.parent)
+    assert DecordReader("concat:a.mp4").num_frames == 7
 
 
 def test_cover_picture_is_no_video(tmp_path: Path) -> None:

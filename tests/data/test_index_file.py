@@ -5,6 +5,7 @@ import sqlite3
 import pytest
 
 from videogn.data.decode import PyAVReader
+from videogn.data.decord_reader import DecordReader
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import UNKNOWN, index_entry, make_index
 from videogn.data.opening import VideoOpener
@@ -64,7 +65,7 @@ def test_opener_uses_the_index_and_crosses_processes(indexed):
     os.utime(path, ns=(1, 1))
     assert isinstance(opener(str(path)), PyAVReader)
     assert isinstance(VideoOpener("pyav")(str(path)), PyAVReader)
-    assert VideoOpener("decord", where).index is None
+    assert isinstance(VideoOpener("decord", where)(str(path)), DecordReader)
 
 
 def test_a_list_has_its_index_beside_it(tmp_path):

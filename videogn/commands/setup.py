@@ -1,7 +1,7 @@
 """What training and testing share: the network a config names, its weights and its input."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ import torch
 
 from videogn.config import ClipConfig, DataConfig, ModelConfig
 from videogn.config_files import LoadedConfig
-from videogn.data.annotations import check_label_order, read_class_names, read_videos
+from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import Reads, time_reads
-from videogn.data.opening import VideoOpener
+from videogn.data.opening import CHECKS, VideoOpener
 from videogn.data.workers import Workers, choose_workers
 from videogn.distributed import World
 from videogn.engine.runs import RunFolder
@@ -31,6 +31,8 @@ DEVICE_ROOM = 5.0
 """A crop of a 720p frame has four times the bytes of a finished one."""
 PROBE_SAMPLES = 9
 """Samples that are read to choose how far ahead workers read."""
+SAMPLED_VIDEOS = 20
+"""Videos of a list whose form is looked at before it is read."""
 
 
 def spec_of(model: ModelConfig) -> NetworkSpec:
@@ -140,17 +142,29 @@ def video_opener(data: DataConfig, key: str) -> VideoOpener:
 
     Raises:
         ConfigError: ``data.index`` names a file that is not there.
+        UserError: the reader is not installed.
     """
+    if data.reader in CHECKS:
+        CHECKS[data.reader]()
     stream = None if data.stream == "best" else data.stream
+    insist = data.insist_on_reader
     if data.index == "never":
-        return VideoOpener(data.reader, stream=stream)
+        return VideoOpener(data.reader, stream=stream, insist=insist)
     path = index_path(list_source(data, key)) if data.index == "auto" else Path(data.index)
     if data.index != "auto" and not path.is_file():
         raise ConfigError(
             f"data.index={path}: no such file; make it with `videogn data index LIST --out {path}`"
         )
-    index = path if path.is_file() else None
-    return VideoOpener(data.reader, index, seek=key != "test", stream=stream)
+    index, seek = path if path.is_file() else None, key != "test"
+    return VideoOpener(data.reader, index, seek=seek, stream=stream, insist=insist)
+
+
+def reader_lines(data: DataConfig, key: str, videos: VideoList) -> Iterator[str]:
+    """Which reader reads how many of a sample of the list ``data.<key>``, where that may vary."""
+    if data.reader == "pyav":
+        return
+    paths = [record.path for record in spread(videos.records, SAMPLED_VIDEOS)]
+    yield f"reader      {video_opener(data, key).share(paths)}"
 
 
 def clips_of(

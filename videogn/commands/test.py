@@ -18,6 +18,7 @@ from videogn.commands.setup import (
     input_scale,
     list_of,
     planar_room,
+    reader_lines,
     reading_workers,
     spec_of,
     video_opener,
@@ -111,6 +112,7 @@ def prepare(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Prepare
         std=std,
         folder=out or default_folder(file, config),
     )
+    video_opener(config.data, "test")  # says now what is not installed
     check_test_folder(prepared.folder, describe(prepared, world_size=1))
     return prepared
 
@@ -163,6 +165,9 @@ def test_prepared(prepared: Prepared, world: World) -> EvalResult:
     """
     config, records = prepared.config, prepared.videos.records
     num_videos = len(records)
+    if world.is_main:
+        for line in reader_lines(config.data, "test", prepared.videos):
+            print(line, flush=True)
     scores = gather_over_ranks(list(_watched(_score_shard(prepared, world), world, num_videos)))
     table = collect(
         (score for part in scores for score in part),

@@ -11,12 +11,14 @@ import torch
 from videogn.commands.launching import launch, must_launch
 from videogn.commands.setup import (
     PROBE_SAMPLES,
+    SAMPLED_VIDEOS,
     build_model,
     check_network,
     clips_of,
     input_scale,
     list_of,
     planar_room,
+    reader_lines,
     reading_workers,
     spec_of,
     video_opener,
@@ -37,8 +39,6 @@ from videogn.engine.trainer import Run, Validation, train, train_step, validate,
 from videogn.errors import DecodeError, RunError
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
-
-DRY_RUN_VIDEOS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +112,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     )
     plan = make_plan(config.train, num_videos=len(train_list.records), world_size=world_size)
     check_network(info.spec, config.clip)
+    video_opener(config.data, "train")  # says now what is not installed
     return Prepared(config, train_list, val_list, weights, info, plan)
 
 
@@ -212,6 +213,7 @@ def _header(prepared: Prepared) -> Iterator[str]:
     yield f"input       mean {_triple(info.mean)}  std {_triple(info.std)}"
     num_val = len(prepared.val_list.records) if prepared.val_list else 0
     yield f"videos      {prepared.plan.num_videos:,} to train on, {num_val:,} to validate on"
+    yield from reader_lines(prepared.config.data, "train", prepared.train_list)
 
 
 def _norm_note(spec: NetworkSpec, plan: TrainPlan) -> str:
@@ -298,7 +300,7 @@ def dry_run(prepared: Prepared, world: World) -> int:
     ]
     # Whole, whatever index there is.
     whole = video_opener(replace(config.data, index="never"), "train")
-    _check_videos(spread(records, DRY_RUN_VIDEOS), whole)
+    _check_videos(spread(records, SAMPLED_VIDEOS), whole)
     lone = World(0, 1, world.device)
     run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
     sharing = plan.world_size if world.device.type == "cpu" else 1

@@ -231,8 +231,8 @@ def known_seconds(path: str, times: FrameTimes) -> np.ndarray:
     return seconds
 
 
-def packet_seconds(path: str, num_frames: int) -> np.ndarray:
-    """The times of the best stream's frames by its packets, for readers that do not tell them.
+def packet_seconds(path: str, num_frames: int, number: int | None = None) -> np.ndarray:
+    """The times of a stream's frames by its packets, for readers that do not tell them.
 
     Where packets and frames are not as many, frames follow each other at the rate of the headers.
 
@@ -240,7 +240,7 @@ def packet_seconds(path: str, num_frames: int) -> np.ndarray:
         DecodeError: the file tells neither.
     """
     with errors_named(path, lambda: "while its times were read"), opened(path) as container:
-        stream = best_stream(path, container)
+        stream = chosen_stream(path, container, number)
         stamps: list[int | None] = sorted(
             packet.pts
             for packet in container.demux(stream)

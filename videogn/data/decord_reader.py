@@ -1,9 +1,8 @@
 """decord's reader, in a process of its own: some files crash decord, and playlists make it open
 other files.
 
-Its frames are not those of a full decode in files with edit lists, packed B-frames, hidden frames
-(VP8) or intra refresh, and it passes over damage: of a file whose first 130 frames alone decode it
-gives 300.
+Which files it reads as a full decode does is :mod:`videogn.data.routing`'s to know. It passes over
+damage: of a file whose first 130 frames alone decode it says there are 300.
 """
 
 import atexit
@@ -16,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,10 +53,7 @@ class DecordReader:
             raise UserError(
                 f"data.stream={stream}: decord reads the best stream alone; use data.reader=pyav"
             )
-        if importlib.util.find_spec("decord") is None:
-            raise UserError(
-                "data.reader=decord needs decord: pip install 'videogn[decord]' (Linux on x86-64)"
-            )
+        check_decord()
         self._path = path
         check_regular_file(path)
         # decord has no allow-list: what ours refuses is not shown to it.
@@ -83,6 +80,18 @@ class DecordReader:
     def times(self) -> np.ndarray:
         """When each frame is shown, as :meth:`VideoReader.times` says."""
         return packet_seconds(self._path, self.num_frames)
+
+
+def check_decord() -> None:
+    """Refuse to go on without decord.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("decord") is None:
+        raise UserError(
+            "data.reader=decord needs decord: pip install 'videogn[decord]' (Linux on x86-64)"
+        )
 
 
 class _Child:
@@ -158,7 +167,8 @@ def _ask(path: str, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray
         _children.append(_Child())
     child = _children[0]
     try:
-        answer, frames = child.ask({"path": path, **request})
+        # An absolute path cannot be taken for a "scheme:".
+        answer, frames = child.ask({"path": str(Path(path).absolute()), **request})
     except TimeoutError as error:
         _end()
         raise DecodeError(path, f"decord: no answer in {ANSWER_SECONDS:g} seconds") from error

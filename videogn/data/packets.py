@@ -371,7 +371,7 @@ def _scan(path: str, number: int | None) -> _Scan:
         context = stream.codec_context
         evidence = Evidence(path, container, stream)
         context.copy_opaque = True
-        length_bytes = _nal_length_bytes(context.codec.name, context.extradata)
+        length_bytes = nal_length_bytes(context.codec.name, context.extradata)
         with closing(ByteReader(path)) as file:
             for packet in container.demux(stream):
                 evidence.see_packet(packet)
@@ -382,7 +382,7 @@ def _scan(path: str, number: int | None) -> _Scan:
                     found.offsets.append(offset or 0)
                     found.sizes.append(packet.size)
                     found.keys.append(packet.is_keyframe)
-                    found.flags.append(_flags_of(bytes(packet), length_bytes))
+                    found.flags.append(_flags_of(bytes(packet), context.codec.name, length_bytes))
                 for frame in packet.decode():
                     evidence.see_frame(frame)
                     shape = shape or stored_as(frame)
@@ -411,25 +411,34 @@ def content_offset(file: ByteReader, packet: Any) -> int | None:
     return None if found < 0 else packet.pos + found
 
 
-def _nal_length_bytes(codec: str, extradata: bytes | None) -> int:
-    """Bytes of the length before each unit of an H.264 packet; 0 where there is none."""
-    if codec != "h264" or not extradata or extradata[0] != 1 or len(extradata) < 5:
+def nal_length_bytes(codec: str, extradata: bytes | None) -> int:
+    """Bytes of the length before each unit of an H.264 or HEVC packet; 0 where there is none."""
+    # Where avcC and hvcC, of version 1, have it.
+    place = {"h264": 4, "hevc": 21}.get(codec)
+    if place is None or not extradata or extradata[0] != 1 or len(extradata) <= place:
         return 0
-    return (extradata[4] & 3) + 1
+    return (extradata[place] & 3) + 1
 
 
-def _flags_of(content: bytes, length_bytes: int) -> int:
+def nal_units(content: bytes, length_bytes: int) -> Iterator[bytes]:
+    """The units of an H.264 or HEVC packet; none where they have no lengths."""
+    place = 0
+    while length_bytes and place + length_bytes < len(content):
+        size = int.from_bytes(content[place : place + length_bytes], "big")
+        place += length_bytes
+        yield content[place : place + max(size, 1)]
+        place += size
+
+
+def _flags_of(content: bytes, codec: str, length_bytes: int) -> int:
     """Whether other pictures may refer to this one: ``nal_ref_idc`` of its slices (H.264, 7.4.1).
 
     Packets of other codecs and of another form count as referred to.
     """
-    place = 0
-    while length_bytes and place + length_bytes < len(content):
-        size = int.from_bytes(content[place : place + length_bytes], "big")
-        unit = content[place + length_bytes]
-        if unit & 31 in (1, 2, 5):
-            return REFERENCE if unit >> 5 & 3 else 0
-        place += length_bytes + size
+    if codec == "h264":
+        for unit in nal_units(content, length_bytes):
+            if unit[0] & 31 in (1, 2, 5):
+                return REFERENCE if unit[0] >> 5 & 3 else 0
     return REFERENCE
 
 
