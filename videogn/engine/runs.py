@@ -16,8 +16,10 @@ from videogn.files import write_text
 
 HARMLESS = frozenset(
     {
-        "data.index",  # which gives the same frames
+        "data.index",  # the same frames; only damage outside of clips is noticed or not
         "data.num_workers",
+        "data.pixels",  # the same frames, but for roundings
+        "data.prefetch",
         "data.test",
         "out",
         "resume",
