@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -47,6 +48,7 @@ FORMS = {
 }
 FRAMES, STRIDE, CROP = 32, 2, 224
 FPS = 30
+SECONDS = FRAMES * STRIDE / FPS
 NUM_CLIPS, TEST_SIDE = 10, 256
 OURS = ("videogn", "videogn, device", "limit")
 ROOM = 5.0
@@ -119,6 +121,8 @@ def training_readers(indexes: dict[str, PacketIndex]) -> dict[str, Work]:
 
 def test_readers(indexes: dict[str, PacketIndex]) -> dict[str, Work]:
     works: dict[str, Work] = {}
+    if installed("pytorchvideo"):
+        works["pytorchvideo"] = lambda path, rng: pytorchvideo_ten_clips(path)
     if installed("decord"):
         works["decord"] = lambda path, rng: ten_clips(decord_frames, path)
     if installed("torchcodec"):
@@ -259,15 +263,32 @@ def pytorchvideo_clip(path: str, rng: np.random.Generator) -> torch.Tensor:
 
     The transforms themselves cannot be imported beside a current torchvision.
     """
+    video = pytorchvideo_video(path)
+    start = float(rng.uniform(0, max(float(video.duration) - SECONDS, 0)))
+    return cropped(pytorchvideo_frames(video, start), draw_augmentation(rng, 256, 320, 0.5))
+
+
+def pytorchvideo_ten_clips(path: str) -> torch.Tensor:
+    """One call for each of ten evenly spaced clips, as its samplers ask for them."""
+    video = pytorchvideo_video(path)
+    clips = []
+    for start in np.linspace(0, max(float(video.duration) - SECONDS, 0), NUM_CLIPS):
+        frames = pytorchvideo_frames(video, float(start))
+        size = scaled_size(frames, TEST_SIDE)
+        clips.append(F.interpolate(frames, size=size, mode="bilinear").transpose(0, 1))
+    return torch.stack(clips)
+
+
+def pytorchvideo_video(path: str) -> Any:
     from pytorchvideo.data.encoded_video import EncodedVideo
 
-    video = EncodedVideo.from_path(path, decode_audio=False)
-    seconds = FRAMES * STRIDE / FPS
-    start = float(rng.uniform(0, max(float(video.duration) - seconds, 0)))
-    clip = video.get_clip(start, start + seconds)["video"]
-    clip = clip[:, torch.linspace(0, clip.shape[1] - 1, FRAMES).long()]
-    draw = draw_augmentation(rng, 256, 320, 0.5)
-    return cropped(clip.transpose(0, 1), draw)
+    return EncodedVideo.from_path(path, decode_audio=False)
+
+
+def pytorchvideo_frames(video: Any, start: float) -> torch.Tensor:
+    """(T, 3, H, W) float32."""
+    clip = video.get_clip(start, start + SECONDS)["video"]
+    return clip[:, torch.linspace(0, clip.shape[1] - 1, FRAMES).long()].transpose(0, 1)
 
 
 def encode(source: Path, path: Path, short_side: int, options: dict[str, str]) -> str:

@@ -68,15 +68,17 @@ def test_finished_on_the_device_is_what_the_workers_would_have_made(data) -> Non
     frame.color_range = data.draw(st.sampled_from([0, 1, 2]))
     frame.colorspace = data.draw(st.sampled_from(sorted(MATRICES)))
     video = Made([frame], data.draw(st.integers(0, 3)))
-    rows, columns = (data.draw(st.integers(8, side)) for side in (video.height, video.width))
+    sides = video.height, video.width
+    rows, columns = (2 * data.draw(st.integers(4, side // 2)) for side in sides)
     box = Box(
-        data.draw(st.integers(0, video.height - rows)),
-        data.draw(st.integers(0, video.width - columns)),
+        2 * data.draw(st.integers(0, (video.height - rows) // 2)),
+        2 * data.draw(st.integers(0, (video.width - columns) // 2)),
         rows,
         columns,
     )
     size = data.draw(st.sampled_from([(rows, columns), (24, 24), (31, 17)]))
-    wanted = Wanted(data.draw(st.sampled_from([box, None])), size, mirror=data.draw(st.booleans()))
+    box = data.draw(st.sampled_from([box, None]))
+    wanted = Wanted(box, size, mirror=data.draw(st.booleans()))
     frames, ours, theirs = both_ways(video, wanted)
     assert frames.form.pixels == frame.format.name
     assert ours.shape == theirs.shape == (3, 1, *size)
@@ -85,6 +87,13 @@ def test_finished_on_the_device_is_what_the_workers_would_have_made(data) -> Non
     difference = (ours.int() - theirs.int()).abs()
     assert difference.max() <= 4
     assert difference.float().mean() < 1.6
+
+
+def test_box_between_samples_of_colour_is_finished() -> None:
+    video = Made([smooth_frame(40, 60, "yuv420p")])
+    frames, ours, theirs = both_ways(video, Wanted(Box(3, 4, 20, 20), (24, 24)))
+    assert frames.form.pixels == RGB
+    assert torch.equal(ours, theirs)
 
 
 def test_kept_part_is_cut_after_scaling() -> None:

@@ -24,6 +24,7 @@ from videogn.data.rgb import (
     aligned,
     can_cut,
     plane_parts,
+    plane_sizes,
 )
 from videogn.data.transforms import scale_into
 
@@ -68,7 +69,6 @@ class Form(NamedTuple):
         pixels: ``rgb24``, (H, W, 3) and finished, or the planar format of a decoder's frames.
         num_frames: U.
         height, width: pixels of a frame.
-        part: what of it is used.
         quarters: counter-clockwise quarter turns that set it upright.
         matrix: tag of the colour matrix.
         full_range: whether luma spans 0 to 255 rather than 16 to 235.
@@ -79,7 +79,6 @@ class Form(NamedTuple):
     num_frames: int
     height: int
     width: int
-    part: Box
     quarters: int
     matrix: int
     full_range: bool
@@ -90,8 +89,7 @@ class Form(NamedTuple):
     @classmethod
     def finished(cls, num_frames: int, height: int, width: int) -> "Form":
         """Of RGB images to which nothing is to be done."""
-        part = Box(0, 0, height, width)
-        return cls(RGB, num_frames, height, width, part, 0, 0, True, (height, width), None, False)
+        return cls(RGB, num_frames, height, width, 0, 0, True, (height, width), None, False)
 
     @property
     def is_finished(self) -> bool:
@@ -103,9 +101,7 @@ class Form(NamedTuple):
         """Rows and bytes of a row of each plane."""
         if self.is_finished:
             return [(self.height, 3 * self.width)]
-        rows, columns = CHROMA_STEPS[self.pixels]
-        chroma = -(-self.height // rows), -(-self.width // columns)
-        return [(self.height, self.width), chroma, chroma]
+        return plane_sizes(self.pixels, self.height, self.width)
 
     @property
     def frame_bytes(self) -> int:
@@ -152,17 +148,19 @@ class Frames(NamedTuple):
             images = self.samples.view(form.num_frames, form.height, form.width, 3)
             return images.permute(3, 0, 1, 2)
         samples = self.samples.view(form.num_frames, form.frame_bytes)
-        pixels = max(form.part.height * form.part.width, form.size[0] * form.size[1])
+        pixels = max(form.height * form.width, form.size[0] * form.size[1])
         parts = torch.split(samples, max(1, CHUNK_PIXELS // pixels))
         return torch.cat([_finished(part, form) for part in parts]).transpose(0, 1)
 
 
 def _finished(samples: Tensor, form: Form) -> Tensor:
     """(U, C, H, W) uint8 of (U, frame_bytes) samples of a planar form."""
-    images = _colours(samples, form)[..., form.part.rows, form.part.columns]
+    size = form.size[1], form.size[0]
+    sizes = plane_sizes(form.pixels, *(size if form.quarters % 2 else form.size))
+    planes = zip(_planes(samples, form), sizes, strict=True)
+    luma, blue, red = (_scaled(plane, shape) for plane, shape in planes)
+    images = _colours(luma, blue, red, form)
     images = torch.rot90(images, form.quarters, (2, 3))
-    if images.shape[2:] != form.size:
-        images = F.interpolate(images, size=form.size, mode="bilinear")
     if form.kept is not None:
         images = images[..., form.kept.rows, form.kept.columns]
     if form.mirror:
@@ -170,9 +168,21 @@ def _finished(samples: Tensor, form: Form) -> Tensor:
     return images.round_().to(torch.uint8)
 
 
-def _colours(samples: Tensor, form: Form) -> Tensor:
+def _planes(samples: Tensor, form: Form) -> Iterator[Tensor]:
+    """Each plane, (U, 1, rows, columns) uint8."""
+    start = 0
+    for rows, columns in form.plane_shapes:
+        yield samples[:, start : start + rows * columns].view(-1, 1, rows, columns)
+        start += rows * columns
+
+
+def _scaled(plane: Tensor, size: tuple[int, int]) -> Tensor:
+    values = plane.float()
+    return values if plane.shape[2:] == size else F.interpolate(values, size, mode="bilinear")
+
+
+def _colours(luma: Tensor, blue: Tensor, red: Tensor, form: Form) -> Tensor:
     """(U, C, H, W) float32 in [0, 255]: the matrix of ITU-T H.273, equation 8.3."""
-    luma, blue, red = (plane.float() for plane in _planes(samples, form))
     share_red, share_blue = MATRICES[form.matrix]
     share_green = 1 - share_red - share_blue
     luma_step, chroma_step = (1.0, 1.0) if form.full_range else (255 / 219, 255 / 224)
@@ -182,17 +192,9 @@ def _colours(samples: Tensor, form: Form) -> Tensor:
     green = (blue * share_blue + red * share_red) / -share_green
     # Every luma sample takes the chroma sample it shares, as the converter of the CPU does.
     rows, columns = CHROMA_STEPS[form.pixels]
-    spread = [
-        part.repeat_interleave(rows, 1).repeat_interleave(columns, 2) for part in (red, green, blue)
-    ]
-    return torch.stack([luma + part for part in spread], 1).clamp_(0, 255)
-
-
-def _planes(samples: Tensor, form: Form) -> Iterator[Tensor]:
-    start = 0
-    for rows, columns in form.plane_shapes:
-        yield samples[:, start : start + rows * columns].view(-1, rows, columns)
-        start += rows * columns
+    spread = torch.cat([red, green, blue], 1)
+    spread = spread.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+    return (spread[..., : luma.shape[2], : luma.shape[3]] + luma).clamp_(0, 255)
 
 
 def write_frames(
@@ -215,20 +217,21 @@ def write_frames(
     Raises:
         DecodeError: they cannot be decoded.
     """
-    if not (planar and isinstance(video, FrameSource)):
+    if not isinstance(video, FrameSource):
         return _write_finished(memory, video.images(indices, wanted.box), len(indices), wanted)
     frames = video.decoded(indices)
-    first = next(frames)
-    frames = chain([first], frames)
-    outer = aligned(video.stored.locate(wanted.box), video.stored)
-    form = _form_of(first, video.stored, outer, len(indices), wanted)
-    if form is None or form.num_bytes > len(memory):
-        images = converted(path, frames, RgbConverter(video.stored, wanted.box))
-        return _write_finished(memory, images, len(indices), wanted)
-    if _write_planes(memory, frames, video.stored, outer, form):
-        return form
-    # Frames of another form follow the first: rare enough to be decoded again.
-    return _write_finished(memory, video.images(indices, wanted.box), len(indices), wanted)
+    box = video.stored.locate(wanted.box)
+    if planar and box == aligned(box, video.stored):
+        first = next(frames)
+        frames = chain([first], frames)
+        form = _form_of(first, video.stored, box, len(indices), wanted)
+        if form is not None and form.num_bytes <= len(memory):
+            if _write_planes(memory, frames, video.stored, box, form):
+                return form
+            # Frames of another form follow the first: rare enough to be decoded again.
+            frames = video.decoded(indices)
+    convert = RgbConverter(video.stored, wanted.box, wanted.size)
+    return _write_finished(memory, converted(path, frames, convert), len(indices), wanted)
 
 
 def _write_finished(
@@ -246,18 +249,16 @@ def _write_finished(
 
 
 def _form_of(
-    frame: av.VideoFrame, stored: Stored, outer: Box, num_frames: int, wanted: Wanted
+    frame: av.VideoFrame, stored: Stored, box: Box, num_frames: int, wanted: Wanted
 ) -> Form | None:
-    """The form in which the outer box of such frames travels; None where it has to be finished."""
+    """The form in which an aligned box of such frames travels; None where it has to be finished."""
     if not can_cut(frame, stored) or int(frame.colorspace) not in MATRICES:
         return None
-    box = stored.locate(wanted.box)
     return Form(
         pixels=frame.format.name,
         num_frames=num_frames,
-        height=outer.height,
-        width=outer.width,
-        part=Box(box.top - outer.top, box.left - outer.left, box.height, box.width),
+        height=box.height,
+        width=box.width,
         quarters=stored.quarters,
         matrix=int(frame.colorspace),
         full_range=_is_full(frame),
@@ -272,15 +273,15 @@ def _is_full(frame: av.VideoFrame) -> bool:
 
 
 def _write_planes(
-    memory: np.ndarray, frames: Iterator[av.VideoFrame], stored: Stored, outer: Box, form: Form
+    memory: np.ndarray, frames: Iterator[av.VideoFrame], stored: Stored, box: Box, form: Form
 ) -> bool:
-    """Write the samples of the outer box; False where a frame is of another form."""
+    """Write the samples of an aligned box; False where a frame is of another form."""
     place = 0
     for frame in frames:
         about = frame.format.name, int(frame.colorspace), _is_full(frame)
         if about != (form.pixels, form.matrix, form.full_range) or not can_cut(frame, stored):
             return False
-        for part in plane_parts(frame, outer):
+        for part in plane_parts(frame, box):
             memory[place : place + part.size].reshape(part.shape)[:] = part
             place += part.size
     return True

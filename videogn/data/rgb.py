@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
+import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
@@ -70,42 +71,68 @@ class RgbConverter:
     Args:
         stored: how frames are stored.
         box: the part that is wanted; None for the whole frame.
+        size: height and width to which images are scaled, bilinear in 8 bits, where that can be
+            done before they get their colours; the others keep the size of the box.
     """
 
-    def __init__(self, stored: Stored, box: Box | None = None) -> None:
+    def __init__(
+        self, stored: Stored, box: Box | None = None, size: tuple[int, int] | None = None
+    ) -> None:
         # One scaler for all frames: PyAV would make one per frame, with as many threads as cores.
         self._reformatter = VideoReformatter()
         self._stored = stored
         self._box = stored.locate(box)
         self._part: av.VideoFrame | None = None
+        # As it is stored; None where nothing is scaled, or colours would be shared with neighbours.
+        self._size: tuple[int, int] | None = None
+        if size is not None and self._box == aligned(self._box, stored):
+            size = (size[1], size[0]) if stored.quarters % 2 else size
+            self._size = None if size == self._box[2:] else size
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """A frame's box as (H, W, 3) uint8, the same values as a cut out of the whole frame."""
-        height, width, quarters = self._stored
-        top, left, rows, columns = self._box
-        if (rows, columns) != (height, width) and can_cut(frame, self._stored):
-            outer = aligned(self._box, self._stored)
-            image = self._converted(self._cut(frame, outer), outer.height, outer.width)
+        """A frame's box as (H, W, 3) uint8; unscaled, a cut out of the whole frame's image."""
+        stored, (top, left, rows, columns) = self._stored, self._box
+        whole = stored.height, stored.width
+        if not can_cut(frame, stored):
+            image = self._converted(frame, *whole)
+        elif self._size is not None:
+            # Half the samples of RGB are scaled.
+            top, left, (rows, columns) = 0, 0, self._size
+            image = self._converted(self._cut(frame, self._box, rows, columns))
+        elif (rows, columns) != whole:
+            outer = aligned(self._box, stored)
             top, left = top - outer.top, left - outer.left
+            image = self._converted(self._cut(frame, outer, outer.height, outer.width))
         else:
-            image = self._converted(frame, height, width)
-        return np.rot90(image[top : top + rows, left : left + columns], quarters)
+            image = self._converted(frame)
+        return np.rot90(image[top : top + rows, left : left + columns], stored.quarters)
 
-    def _cut(self, frame: av.VideoFrame, box: Box) -> av.VideoFrame:
-        """The samples of an aligned box, in a frame that is used again."""
+    def _cut(self, frame: av.VideoFrame, box: Box, height: int, width: int) -> av.VideoFrame:
+        """The samples of an aligned box, at a size, in a frame that is used again.
+
+        Its sides are even, as those of all frames that the scaler converts alike; samples behind
+        the given size mean nothing.
+        """
         part = self._part
-        shape = box.width, box.height, frame.format.name
+        shape = width + width % 2, height + height % 2, frame.format.name
         if part is None or (part.width, part.height, part.format.name) != shape:
             part = self._part = av.VideoFrame(*shape)
-        for source, target in zip(plane_parts(frame, box), part.planes, strict=True):
-            height, width = source.shape
-            _samples(target)[:height, :width] = source
+        sizes = plane_sizes(frame.format.name, height, width)
+        for source, plane, (rows, columns) in zip(
+            plane_parts(frame, box), part.planes, sizes, strict=True
+        ):
+            target = _samples(plane)[:rows, :columns]
+            cv2.resize(source, (columns, rows), dst=target, interpolation=cv2.INTER_LINEAR)
         part.colorspace, part.color_range = frame.colorspace, frame.color_range
         return part
 
-    def _converted(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    def _converted(self, frame: av.VideoFrame, height: int = 0, width: int = 0) -> np.ndarray:
         converted = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", threads=1
+            frame,
+            width=width or frame.width,
+            height=height or frame.height,
+            format="rgb24",
+            threads=1,
         )
         plane = converted.planes[0]
         pixels = _samples(plane)[:, : 3 * plane.width]
@@ -130,14 +157,19 @@ def can_cut(frame: av.VideoFrame, stored: Stored) -> bool:
     return same_size and even and frame.format.name in CHROMA_STEPS and not _fields(frame)
 
 
+def plane_sizes(pixels: str, height: int, width: int) -> list[tuple[int, int]]:
+    """Rows and columns of each plane of a frame in one of :data:`CHROMA_STEPS`."""
+    rows, columns = CHROMA_STEPS[pixels]
+    chroma = -(-height // rows), -(-width // columns)
+    return [(height, width), chroma, chroma]
+
+
 def plane_parts(frame: av.VideoFrame, box: Box) -> Iterator[np.ndarray]:
     """The samples of an aligned box in each plane, (rows, columns) uint8, the frame's memory."""
-    steps = CHROMA_STEPS[frame.format.name]
-    for number, plane in enumerate(frame.planes):
-        rows, columns = steps if number else (1, 1)
-        top, left = box.top // rows, box.left // columns
-        height, width = -(-box.height // rows), -(-box.width // columns)
-        yield _samples(plane)[top : top + height, left : left + width]
+    places = plane_sizes(frame.format.name, box.top, box.left)
+    sizes = plane_sizes(frame.format.name, box.height, box.width)
+    for plane, (top, left), (rows, columns) in zip(frame.planes, places, sizes, strict=True):
+        yield _samples(plane)[top : top + rows, left : left + columns]
 
 
 def aligned(box: Box, stored: Stored) -> Box:

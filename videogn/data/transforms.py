@@ -66,13 +66,14 @@ def source_box(draw: Augmentation, height: int, width: int, crop_size: int) -> B
     """The part of an upright frame of ``height x width`` that becomes a clip's crop.
 
     Scaling a frame to a short side and cutting a square of ``crop_size`` out of it uses a square
-    of the unscaled frame; only that is converted and scaled. Its side is rounded to a pixel.
+    of the unscaled frame; only that is converted and scaled. Its side and place are rounded to two
+    pixels, which share a sample of colour.
     """
     shorter = min(height, width)
-    side = min(max(round(crop_size * shorter / draw.short_side), 1), shorter)
+    side = min(max(2 * round(crop_size * shorter / draw.short_side / 2), 2), shorter)
     # A share in [0, 1) of room + 1 positions is a uniform integer on [0, room].
-    top = int(draw.top * (height - side + 1))
-    left = int(draw.left * (width - side + 1))
+    top = 2 * int(draw.top * ((height - side) // 2 + 1))
+    left = 2 * int(draw.left * ((width - side) // 2 + 1))
     return Box(top, left, side, side)
 
 
