@@ -191,6 +191,35 @@ def test_clips_do_not_depend_on_the_reader_or_where_they_are_finished(make_video
             assert difference.abs().float().mean() < 3
 
 
+@pytest.mark.gpu
+@pytest.mark.dist
+def test_a_gpu_gets_the_same_clips_from_page_locked_memory(records) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    planar = copy.copy(CLIPS)
+    planar.planar_room = 1.0
+    for clips in (CLIPS, planar):
+        dataset, batches = (
+            TrainDataset(records, clips, seed=7),
+            TrainBatches(
+                num_videos=len(records),
+                clips_per_gpu=4,
+                rank=0,
+                world_size=1,
+                seed=7,
+                first_step=0,
+                last_step=40,
+            ),
+        )
+        expected = train_batches(records, 0, steps=(0, 40), clips=clips)
+        loader = build_train_loader(dataset, batches, Workers(2))
+        # Nothing waits for the copies but the loader, which must not write over their source.
+        found = [batch.clips_on(torch.device("cuda")) for batch in loader]
+        for ours, theirs in zip(found, expected, strict=True):
+            difference = ours.cpu().int() - theirs.clips_on(CPU).int()
+            assert difference.abs().max() <= (1 if clips is planar else 0)
+
+
 @pytest.mark.dist
 def test_bad_videos_are_reported_through_workers(records) -> None:
     bad = records[3].path
