@@ -38,6 +38,22 @@ def test_empty_file_gives_the_defaults(empty: Path) -> None:
     assert loaded.explicit == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("data.num_workers=many", "data.num_workers: must be an integer or 'auto', got 'many'"),
+        ("data.prefetch=0", "data.prefetch: must be greater than 0 or 'auto', got 0"),
+        ("train.lr_milestones=[0.1,x]", "train.lr_milestones[1]: must be a number, got 'x'"),
+    ],
+)
+def test_value_of_several_kinds_has_one_fault(word: str, fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(file), [word])
+    assert str(caught.value) == f"{file}: {fault}"
+
+
 def test_override_beats_file_beats_base(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("train: {base_lr: 0.1, iterations: 7}\nseed: 1\n")
     child = tmp_path / "child.yaml"

@@ -132,11 +132,34 @@ def _validate(tree: Mapping[str, Any], faults: list[str]) -> Config | None:
     except TypeError as error:
         faults.append(f"a value is of no known kind: {error}")
     except ValidationError as error:
-        for fault in error.errors():
+        for fault in _one_per_value(error.errors()):
             line = _describe(fault)
             if line not in faults:
                 faults.append(line)
     return None
+
+
+def _one_per_value(found: Sequence[Any]) -> list[dict[str, Any]]:
+    """Faults, one for each value: of a value of several kinds pydantic has one for each kind."""
+    merged: dict[object, dict[str, Any]] = {}
+    for number, fault in enumerate(found):
+        key, rest = _split(fault["loc"])
+        if not key or (rest and isinstance(rest[0], int)):
+            merged[number] = fault
+        elif key in merged:
+            merged[key]["msg"] += f" or {fault['msg'].removeprefix('Input should be ')}"
+        else:
+            merged[key] = {**fault, "loc": key}
+    return list(merged.values())
+
+
+def _split(location: tuple[object, ...]) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """A pydantic location as the key it lies under and what follows; no key where it has none."""
+    keys = leaf_keys()
+    for end in range(1, len(location) + 1):
+        if ".".join(map(str, location[:end])) in keys:
+            return location[:end], location[end:]
+    return (), location
 
 
 def _describe(fault: Any) -> str:
@@ -149,7 +172,7 @@ def _describe(fault: Any) -> str:
             return f"{unknown}: {BASE_KEY} stands at the top of a file only"
         return f"{unknown}: no such key{_nearest(unknown)}"
     message = fault["msg"]
-    message = re.sub(r"^Input should be (a |an )?valid ", "must be a ", message)
+    message = re.sub(r"(^Input should be | or )(a |an )?valid ", r"\1a ", message)
     message = message.replace("Input should be ", "must be ")
     message = message.replace("must be a integer", "must be an integer")
     message = message.replace("must be a array", "must be a list")
