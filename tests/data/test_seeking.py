@@ -299,7 +299,6 @@ def test_only_videos_without_an_entry_are_sought(make_video):
     path = str(make_video())
     assert isinstance(VideoOpener("pyav", seek=True)(path), SeekingReader)
     assert isinstance(VideoOpener("pyav")(path), PyAVReader)
-    assert not VideoOpener("decord", seek=True).seek
 
 
 def test_errors_are_those_of_a_full_decode(tmp_path: Path):

@@ -196,9 +196,14 @@ def test_an_index_entry_of_a_member_is_found_again(make_video) -> None:
     file.close()
 
 
-def test_another_reader_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.reader=decord"):
-        VideoOpener("decord")(member_path(str(tmp_path / "s.tar"), 512, 5, "a.mp4"))
+def test_another_reader_leaves_members_to_the_exact_one(make_video) -> None:
+    video = make_video("v.mp4", 5).read_bytes()
+    shard = write_tar(make_video.folder / "s.tar", sample("key", 3, video))
+    [record] = read_any_videos(str(shard)).records
+    assert isinstance(VideoOpener("decord")(record.path), PyAVReader)
+    assert "in a tar shard 1" in VideoOpener("decord").share([record.path])
+    with pytest.raises(UserError, match=r"data\.reader=decord.*tar shards"):
+        VideoOpener("decord", insist=True)(record.path)
 
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

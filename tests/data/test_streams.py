@@ -12,7 +12,7 @@ from videogn.config_files import load_config
 from videogn.data.decode import PyAVReader
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry, make_index
-from videogn.data.opening import READERS, VideoOpener
+from videogn.data.opening import VideoOpener
 from videogn.data.packets import IndexedReader, index_video
 from videogn.data.seeking import SeekingReader, open_seeking
 from videogn.errors import ConfigError, DecodeError, UserError
@@ -105,7 +105,8 @@ def test_the_config_chooses(tmp_path) -> None:
             load_config(path, [f"data.stream={value}"])
 
 
-def test_decord_reads_the_best_stream_alone(three) -> None:
+def test_decord_reads_the_best_stream_alone(three, make_video) -> None:
     with pytest.raises(UserError, match=r"data\.stream=1: decord"):
-        VideoOpener("decord", stream=1)(three)
-    assert set(READERS) >= {"pyav", "decord"}
+        VideoOpener("decord", stream=1, insist=True)(three)
+    for path in (three, str(make_video("one.mp4"))):
+        assert isinstance(VideoOpener("decord", stream=0)(path), PyAVReader)

@@ -51,7 +51,8 @@ def test_every_reader_tells_the_same_times(name, codec, options, make_video) -> 
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_times_of_readers_of_other_libraries(reader: str, make_video) -> None:
+def test_times_of_readers_of_other_libraries(reader: str, make_video, need_reader) -> None:
+    need_reader(reader)
     video = READERS[reader](str(make_video(num_frames=12, bf="2")))
     np.testing.assert_allclose(video.times(), np.arange(12) / 25, rtol=0, atol=1e-9)
 

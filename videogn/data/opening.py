@@ -110,6 +110,8 @@ class VideoOpener:
     def _why_exact(self, path: str, entry: Entry | None) -> str | None:
         if _is_member(path):
             return "in a tar shard"
+        if self.stream is not None and not PROVEN[self.reader].picks_stream:
+            return "data.stream"
         if entry is not None and entry.index is None:
             return "no packet index fits it" if entry.readable else "unreadable"
         return why_exact(self.reader, look(path, self.stream))
