@@ -19,7 +19,7 @@ from videogn.data.preparing import (
     prepare_all,
     prepared_size,
 )
-from videogn.data.processes import Lost
+from videogn.data.processes import Lost, Pool
 
 SETTINGS = Settings(short_side=64, gop=8, crf=12, preset="ultrafast", tune="fastdecode")
 
@@ -153,7 +153,7 @@ def test_journal_knows_what_holds(make_video, tmp_path) -> None:
     task = Task(str(source), str(tmp_path), "b.mp4", SETTINGS)
     outcome = prepare(task)
     assert isinstance(outcome, Done)
-    Journal(tmp_path).add(outcome)
+    Journal(tmp_path).add([outcome])
     with (tmp_path / "prepared.jsonl").open("a") as file:
         file.write('{"name": "b.m')
     assert Journal(tmp_path).find(task) == outcome
@@ -162,7 +162,7 @@ def test_journal_knows_what_holds(make_video, tmp_path) -> None:
     os.utime(source, ns=(1, 1))
     assert Journal(tmp_path).find(task) is None
     again = prepare(task)
-    Journal(tmp_path).add(again)
+    Journal(tmp_path).add([again])
     assert Journal(tmp_path).find(task) == again
     (tmp_path / "b.mp4").unlink()
     assert Journal(tmp_path).find(task) is None
@@ -174,9 +174,9 @@ def test_killed_process_leaves_nothing(tmp_path, monkeypatch) -> None:
         path.write_bytes(b"half")
     task = Task("/a.mp4", str(tmp_path), "b.mp4", SETTINGS)
     monkeypatch.setattr(
-        "videogn.data.preparing.run_all", lambda *_, **__: iter([(task, Lost("killed"))])
+        "videogn.data.processes.run_all", lambda *_, **__: iter([(task, Lost("killed"))])
     )
-    outcomes = list(prepare_all([task], Journal(tmp_path), num_workers=1, timeout=1.0))
+    outcomes = list(prepare_all([task], Journal(tmp_path), Pool(1, 1.0)))
     assert outcomes == [Failed("/a.mp4", "killed")]
     assert [path.name for path in tmp_path.iterdir()] == [".bb.mp4.x1y2.mp4"]
 

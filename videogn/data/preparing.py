@@ -27,7 +27,7 @@ from videogn.data.decode import (
 from videogn.data.list_checks import VideoRecord
 from videogn.data.packets import IndexedReader, NotIndexableError, PacketIndex, index_video
 from videogn.data.probing import clip_seconds, probe
-from videogn.data.processes import Lost, run_all
+from videogn.data.processes import Lost, Pool, known_or_run
 from videogn.data.rgb import quarter_turns
 from videogn.errors import DecodeError, RunError
 from videogn.files import atomic_path, locate, state_of
@@ -188,41 +188,29 @@ class Journal:
         same = found == (known.source, known.size, known.mtime_ns, known.bytes)
         return known if same else None
 
-    def add(self, done: Done) -> None:
-        """Remember a prepared video."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(asdict(done))}\n")
+    def add(self, outcomes: Iterable[Done | Failed]) -> None:
+        """Remember prepared videos; those that failed are tried again."""
+        done = [asdict(outcome) for outcome in outcomes if isinstance(outcome, Done)]
+        if done:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(entry)}\n" for entry in done)
 
 
-def prepare_all(
-    tasks: Iterable[Task], journal: Journal, *, num_workers: int, timeout: float
-) -> Iterator[Done | Failed]:
+def prepare_all(tasks: Iterable[Task], journal: Journal, pool: Pool) -> Iterator[Done | Failed]:
     """Prepare what the journal does not know yet.
-
-    Args:
-        timeout: seconds after which a video is given up and its process killed.
 
     Yields:
         Outcomes in no particular order, those already known first.
     """
-    missing = []
-    for task in tasks:
-        known = journal.find(task)
-        if known is None:
-            missing.append(task)
-        else:
-            yield known
-    for task, outcome in run_all(prepare, missing, num_workers=num_workers, timeout=timeout):
-        if isinstance(outcome, Lost):
-            target = Path(task.folder, task.name)
-            _remove_leftovers(target)
-            # It may have been whole just before its process was killed; nobody has seen the proof.
-            target.unlink(missing_ok=True)
-            yield Failed(task.source, outcome.reason)
-            continue
-        if isinstance(outcome, Done):
-            journal.add(outcome)
-        yield outcome
+    return known_or_run(prepare, tasks, pool, journal.find, journal.add, _cleared_away)
+
+
+def _cleared_away(task: Task, lost: Lost) -> Failed:
+    target = Path(task.folder, task.name)
+    _remove_leftovers(target)
+    # It may have been whole just before its process was killed; nobody has seen the proof.
+    target.unlink(missing_ok=True)
+    return Failed(task.source, lost.reason)
 
 
 def prepare(task: Task) -> Done | Failed:
