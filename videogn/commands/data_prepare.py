@@ -19,6 +19,7 @@ from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.annotations import spread
 from videogn.data.decode import PyAVReader
+from videogn.data.encoding import Settings
 from videogn.data.list_checks import VideoList
 from videogn.data.preparing import (
     Done,
@@ -26,7 +27,6 @@ from videogn.data.preparing import (
     Journal,
     Measured,
     Pair,
-    Settings,
     Task,
     measure,
     output_names,
