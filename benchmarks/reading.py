@@ -33,9 +33,9 @@ from av.video.reformatter import VideoReformatter
 
 from videogn.data.dataset import RandomClips, TestDataset
 from videogn.data.decode import PyAVReader
+from videogn.data.encoding import Settings
 from videogn.data.list_checks import VideoRecord
 from videogn.data.packets import IndexedReader, PacketIndex, decode_frames, index_video
-from videogn.data.preparing import Settings
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.synthetic import blotches
 from videogn.data.transforms import Augmentation, draw_augmentation

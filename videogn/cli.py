@@ -88,9 +88,22 @@ def _run(name: str, words: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    rank = f"[rank {os.environ['RANK']}] " if "RANK" in os.environ else ""
-    print(f"videogn: error: {rank}{message}", file=sys.stderr, flush=True)
+    """Say what went wrong, once for all ranks that fail alike, and return the exit code."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        _say_error(message)
+    if "RANK" in os.environ:
+        from videogn.distributed import first_rank_said, note_failure
+
+        if rank == "0":
+            note_failure(message)
+        elif not first_rank_said(message):
+            _say_error(f"[rank {rank}] {message}")
     return code
+
+
+def _say_error(message: str) -> None:
+    print(f"videogn: error: {message}", file=sys.stderr, flush=True)
 
 
 def _overview() -> str:

@@ -4,9 +4,11 @@ A process learns its place from the variables torchrun sets. Nothing here knows 
 videos.
 """
 
+import hashlib
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -14,12 +16,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from videogn.errors import RunError
 
 T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+PATIENCE_SECONDS = 10.0
+"""A rank that fails waits so long for the first rank to fail alike."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,54 @@ def _device_of(local_rank: int) -> torch.device:
             f"start at most {count} processes per machine"
         )
     return torch.device("cuda", local_rank)
+
+
+def note_failure(message: str) -> None:
+    """Let the other ranks know what the first one has said before it ends."""
+    store = _launcher_store()
+    if store is not None:
+        # A launcher that is gone needs no word.
+        with suppress(RuntimeError):
+            store.set(_failure_key(), _digest(message))
+
+
+def first_rank_said(message: str) -> bool:
+    """Whether the first rank fails with the same message; it is given some seconds to do so.
+
+    False where nobody can tell, so that no message is lost.
+    """
+    store = _launcher_store()
+    if store is None:
+        return False
+    # Launchers stop every rank when one has ended; this one has yet to speak.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        store.wait([_failure_key()], timedelta(seconds=PATIENCE_SECONDS))
+        return bool(store.get(_failure_key()) == _digest(message).encode())
+    except RuntimeError:
+        return False
+
+
+def _launcher_store() -> TCPStore | None:
+    """The store in torchrun's own process, which outlives the ranks; None under other launchers."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    try:
+        return TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            timeout=timedelta(seconds=PATIENCE_SECONDS),
+        )
+    except (KeyError, ValueError, RuntimeError):
+        return None
+
+
+def _failure_key() -> str:
+    return f"videogn/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _digest(message: str) -> str:
+    return hashlib.sha256(message.encode(errors="surrogateescape")).hexdigest()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

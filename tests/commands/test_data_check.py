@@ -7,7 +7,7 @@ import pytest
 
 from videogn.cli import main
 from videogn.commands import data_check
-from videogn.data import checking
+from videogn.data import checking, processes
 from videogn.data.annotations import read_videos
 
 pytestmark = pytest.mark.dist
@@ -84,11 +84,11 @@ def test_a_clean_list_ends_in_0_and_a_second_run_decodes_nothing(
         "summary": {},
     }
 
-    def decode_none(work, paths, **options):
+    def decode_none(work, paths, pool, **options):
         assert list(paths) == []
         return iter(())
 
-    monkeypatch.setattr(checking, "run_all", decode_none)
+    monkeypatch.setattr(processes, "run_all", decode_none)
     progress = (second / "progress.jsonl").read_bytes()
     assert check(first / "clean.txt", "--out", second, "--min-frames", 9) == 1
     assert (second / "progress.jsonl").read_bytes() == progress

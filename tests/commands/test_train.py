@@ -314,6 +314,7 @@ def test_a_failing_rank_ends_the_job_with_one_message(tiny) -> None:
     )
     assert done.returncode == 2
     assert "not finite" in done.stderr
+    assert done.stderr.count("videogn: error:") == 1
     assert "Traceback" not in done.stderr
 
 

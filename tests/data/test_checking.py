@@ -10,9 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from videogn.data import checking, decode
+from videogn.data import decode, processes
 from videogn.data.checking import Facts, Progress, examine, examine_all, judge, name_fault
 from videogn.data.listed import ListedVideo
+from videogn.data.processes import Pool
 from videogn.errors import DecodeError, UserError
 
 FAULTY_FOOTAGE = {
@@ -219,7 +220,7 @@ def test_progress_holds_until_the_file_changes(make_video, tmp_path):
     path, where = make_video(), tmp_path / "progress.jsonl"
     found = examine(str(path))
     with closing(Progress(where)) as progress:
-        progress.add(found)
+        progress.add([found])
     assert known(where, str(path)) == found
     os.utime(path, ns=(1, 1))
     assert known(where, str(path)) is None
@@ -232,13 +233,13 @@ def test_progress_cut_by_a_kill_goes_on(lost, make_video, tmp_path):
     paths, where = [str(make_video(f"{i}.mp4", 3)) for i in range(2)], tmp_path / "progress.jsonl"
     with closing(Progress(where)) as progress:
         for path in paths:
-            progress.add(examine(path))
+            progress.add([examine(path)])
     content = where.read_bytes()
     where.write_bytes(content[: max(10, len(content) - lost)])
     with closing(Progress(where)) as progress:
         assert (progress.find(paths[0]) is not None) == (lost < 10**6)
         assert (progress.find(paths[1]) is not None) == (lost == 1)
-        progress.add(examine(paths[1]))
+        progress.add([examine(paths[1])])
     assert known(where, paths[1]) == examine(paths[1])
 
 
@@ -259,18 +260,18 @@ def test_many_files_are_examined_once(make_video, tmp_path, monkeypatch):
     where = tmp_path / "progress.jsonl"
     asked = [*paths, str(bad), missing]
     with closing(Progress(where)) as progress:
-        found = {f.path: f for f in examine_all(asked, progress, num_workers=2, timeout=60)}
+        found = {f.path: f for f in examine_all(asked, progress, Pool(2, 60))}
     assert [found[path].num_frames for path in paths] == [5, 6, 7, 8]
     assert found[str(bad)].code == "unreadable"
     assert found[missing].code == "missing"
 
-    def none_left(work, unknown, **options):
+    def none_left(work, unknown, pool, **options):
         assert list(unknown) == [missing]
         return iter(())
 
-    monkeypatch.setattr(checking, "run_all", none_left)
+    monkeypatch.setattr(processes, "run_all", none_left)
     with closing(Progress(where)) as progress:
-        again = {f.path: f for f in examine_all(asked, progress, num_workers=2, timeout=60)}
+        again = {f.path: f for f in examine_all(asked, progress, Pool(2, 60))}
     assert again == {path: f for path, f in found.items() if path != missing}
 
 
@@ -279,6 +280,6 @@ def test_a_video_that_takes_too_long_is_given_up(make_video, tmp_path):
     path = str(make_video(num_frames=200, size=(480, 640)))
     where = tmp_path / "progress.jsonl"
     with closing(Progress(where)) as progress:
-        [found] = examine_all([path], progress, num_workers=1, timeout=0.01)
+        [found] = examine_all([path], progress, Pool(1, 0.01))
     assert (found.code, found.detail) == ("unreadable", "not decoded within 0.01 seconds")
     assert known(where, path) is None

@@ -10,6 +10,7 @@ from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import UNKNOWN, index_entry, make_index
 from videogn.data.opening import VideoOpener
 from videogn.data.packets import IndexedReader
+from videogn.data.processes import Pool
 from videogn.errors import DecodeError, UserError
 
 
@@ -80,14 +81,14 @@ def test_many_videos_are_indexed_once_and_bad_ones_named(make_video, tmp_path):
     bad.write_bytes(b"no video" * 99)
     paths = [*good, str(bad), str(tmp_path / "missing.mp4")]
     file = IndexFile(tmp_path / "index", create=True)
-    found = {e.path: e for e in make_index(paths, file, num_workers=2, timeout=60)}
+    found = {e.path: e for e in make_index(paths, file, Pool(2, 60))}
     assert [found[path].index.num_frames for path in good] == [5, 6, 7, 8, 9]
     assert not found[str(bad)].readable
     assert found[str(tmp_path / "missing.mp4")].size == UNKNOWN
     assert file.find(str(bad)).reason == found[str(bad)].reason
     assert file.find(paths[-1]) is None
     # A second run asks no decoder: the files may be gone as far as it is concerned.
-    entries = list(make_index(good, file, num_workers=1, timeout=60))
+    entries = list(make_index(good, file, Pool(1, 60)))
     assert [entry.path for entry in entries] == good
 
 
@@ -95,7 +96,7 @@ def test_many_videos_are_indexed_once_and_bad_ones_named(make_video, tmp_path):
 def test_a_video_that_takes_too_long_is_given_up(make_video, tmp_path):
     path = str(make_video(num_frames=200, size=(480, 640)))
     file = IndexFile(tmp_path / "index", create=True)
-    [entry] = make_index([path], file, num_workers=1, timeout=0.01)
+    [entry] = make_index([path], file, Pool(1, 0.01))
     assert "not indexed within" in entry.reason
     assert file.find(path) is None
 

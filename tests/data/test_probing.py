@@ -7,7 +7,7 @@ from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.decode import PyAVReader
 from videogn.data.probing import clip_seconds, probe
-from videogn.data.processes import Lost, run_all
+from videogn.data.processes import Lost, Pool, run_all
 from videogn.errors import DecodeError
 
 
@@ -42,7 +42,7 @@ def test_bad_files_are_named(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(DecodeError, match="in the headers"):
         probe(str(path))
-    [(_, outcome)] = run_all(probe, [str(path)], num_workers=1, timeout=60.0)
+    [(_, outcome)] = run_all(probe, [str(path)], Pool(1, 60.0))
     assert isinstance(outcome, Lost)
     assert str(path) not in outcome.reason
 

@@ -14,6 +14,7 @@ from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry, make_index
 from videogn.data.opening import VideoOpener
 from videogn.data.packets import IndexedReader, index_video
+from videogn.data.processes import Pool
 from videogn.data.seeking import SeekingReader, open_seeking
 from videogn.errors import ConfigError, DecodeError, UserError
 
@@ -81,7 +82,7 @@ def test_a_stream_that_is_not_there_is_an_error(three) -> None:
 def test_an_index_of_another_stream_is_not_used(three, tmp_path) -> None:
     where = tmp_path / "index"
     file = IndexFile(where, create=True)
-    [entry] = make_index([three], file, num_workers=1, timeout=60, stream=2)
+    [entry] = make_index([three], file, Pool(1, 60), stream=2)
     assert (entry.stream, entry.index.num_frames) == (2, 25)
     assert file.find(three) is None
     assert file.find(three, 2).index.num_frames == 25

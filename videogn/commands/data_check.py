@@ -23,6 +23,7 @@ from videogn.data.checking import (
     name_fault,
 )
 from videogn.data.listed import ListedVideo, list_videos
+from videogn.data.processes import Pool
 from videogn.errors import RunError
 from videogn.files import check_writable, write_text
 
@@ -80,9 +81,7 @@ def _examined(entries: Sequence[ListedVideo], arguments: argparse.Namespace) -> 
     asked = (entry.path for entry in entries if entry.fault is None)
     paths = [path for path in dict.fromkeys(asked) if name_fault(path) is None]
     with closing(Progress(arguments.out / PROGRESS)) as progress:
-        found = examine_all(
-            paths, progress, num_workers=arguments.workers, timeout=arguments.timeout
-        )
+        found = examine_all(paths, progress, Pool(arguments.workers, arguments.timeout))
         return {facts.path: facts for facts in watched(found, len(paths), "checked")}
 
 

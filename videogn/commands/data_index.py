@@ -13,6 +13,7 @@ from typing import NamedTuple
 from videogn.commands.options import add_list, add_workers, check_positive, read_list, watched
 from videogn.data.index_file import Entry, IndexFile, index_path
 from videogn.data.indexing import make_index
+from videogn.data.processes import Pool
 from videogn.errors import UserError
 from videogn.files import check_writable
 
@@ -40,13 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     file = IndexFile(out, create=True)
     try:
-        entries = make_index(
-            paths,
-            file,
-            num_workers=arguments.workers,
-            timeout=arguments.timeout,
-            stream=arguments.stream,
-        )
+        pool = Pool(arguments.workers, arguments.timeout)
+        entries = make_index(paths, file, pool, stream=arguments.stream)
         outcomes = [_without_packets(entry) for entry in watched(entries, len(paths), "indexed")]
     finally:
         file.close()

@@ -19,6 +19,7 @@ from videogn.commands.setup import clips_of
 from videogn.config import ClipConfig
 from videogn.data.annotations import spread
 from videogn.data.decode import PyAVReader
+from videogn.data.encoding import Settings
 from videogn.data.list_checks import VideoList
 from videogn.data.preparing import (
     Done,
@@ -26,13 +27,12 @@ from videogn.data.preparing import (
     Journal,
     Measured,
     Pair,
-    Settings,
     Task,
     measure,
     output_names,
     prepare_all,
 )
-from videogn.data.processes import run_all
+from videogn.data.processes import Pool, run_all
 from videogn.errors import RunError
 from videogn.files import check_writable, write_text
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_out(folder, arguments.list, names)
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {path: Task(path, str(folder), name, settings) for path, name in names.items()}
-    outcomes = _Outcomes(folder, tasks, arguments.workers, arguments.timeout)
+    outcomes = _Outcomes(folder, tasks, Pool(arguments.workers, arguments.timeout))
     sample = [record.path for record in spread(videos.records, arguments.sample)]
     outcomes.prepare(sample)
     gain = _gain(outcomes.measure(sample))
@@ -130,21 +130,16 @@ class _Outcomes:
         failed: path of a source -> why there is none.
     """
 
-    def __init__(
-        self, folder: Path, tasks: dict[str, Task], num_workers: int, timeout: float
-    ) -> None:
+    def __init__(self, folder: Path, tasks: dict[str, Task], pool: Pool) -> None:
         self.done: dict[str, Done] = {}
         self.failed: dict[str, Failed] = {}
         self._folder, self._tasks = folder, tasks
-        self._journal = Journal(folder)
-        self._workers, self._timeout = num_workers, timeout
+        self._journal, self._pool = Journal(folder), pool
 
     def prepare(self, paths: Sequence[str]) -> None:
         """Prepare the videos that were not tried yet."""
         tasks = [self._tasks[p] for p in paths if p not in self.done and p not in self.failed]
-        outcomes = prepare_all(
-            tasks, self._journal, num_workers=self._workers, timeout=self._timeout
-        )
+        outcomes = prepare_all(tasks, self._journal, self._pool)
         for outcome in watched(outcomes, len(tasks), "prepared"):
             if isinstance(outcome, Done):
                 self.done[outcome.source] = outcome
@@ -160,7 +155,7 @@ class _Outcomes:
             if path in self.done
         ]
         # One at a time: clips read side by side slow each other down.
-        outcomes = run_all(measure, pairs, num_workers=1, timeout=self._timeout)
+        outcomes = run_all(measure, pairs, self._pool._replace(num_workers=1))
         found = []
         for pair, outcome in outcomes:
             if isinstance(outcome, Measured):

@@ -29,7 +29,7 @@ from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.opening import VideoOpener
 from videogn.data.probing import Probe, clip_seconds, probe
-from videogn.data.processes import run_all
+from videogn.data.processes import Pool, run_all
 from videogn.files import atomic_path, check_writable, write_text
 
 TIMED_VIDEOS = 8
@@ -104,7 +104,7 @@ def collect(videos: VideoList, index: Path, num_workers: int, timeout: float) ->
     paths = [record.path for record in videos.records]
     probes: dict[str, Probe] = {}
     unreadable: dict[str, str] = {}
-    outcomes = run_all(probe, paths, num_workers=num_workers, timeout=timeout)
+    outcomes = run_all(probe, paths, Pool(num_workers, timeout))
     for path, outcome in watched(outcomes, len(paths), "probed"):
         if isinstance(outcome, Probe):
             probes[path] = outcome
@@ -130,7 +130,7 @@ def _timed(sample: Sequence[VideoRecord], opener: VideoOpener, timeout: float) -
     paths = [record.path for record in sample]
     found = {}
     # One at a time: clips read side by side slow each other down.
-    for path, outcome in run_all(function, paths, num_workers=1, timeout=timeout):
+    for path, outcome in run_all(function, paths, Pool(1, timeout)):
         if isinstance(outcome, float):
             found[path] = outcome
         else:

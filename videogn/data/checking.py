@@ -9,7 +9,7 @@ import av
 
 from videogn.data.decode import decode_whole, matroska_size
 from videogn.data.listed import ListedVideo
-from videogn.data.processes import Lost, run_all
+from videogn.data.processes import Lost, Pool, known_or_run
 from videogn.errors import DecodeError, UserError
 from videogn.files import UNKNOWN, locate, sha256_of, state_of
 
@@ -100,11 +100,11 @@ class Progress:
         facts = self._known.get(path)
         return facts if facts and state_of(path) == (facts.size, facts.mtime_ns) else None
 
-    def add(self, facts: Facts) -> None:
-        """Write down facts, unless they hold for no file or for this attempt only."""
-        if facts.size != UNKNOWN:
-            self._file.write(f"{json.dumps(asdict(facts))}\n")
-            self._file.flush()
+    def add(self, found: Iterable[Facts]) -> None:
+        """Write down facts, but for those that hold for no file or for this attempt only."""
+        lines = (f"{json.dumps(asdict(facts))}\n" for facts in found if facts.size != UNKNOWN)
+        self._file.writelines(lines)
+        self._file.flush()
 
     def close(self) -> None:
         """Let the file go."""
@@ -119,31 +119,17 @@ def _facts_in(text: str) -> Iterator[Facts]:
             continue  # a line that a killed run left cut
 
 
-def examine_all(
-    paths: Iterable[str], progress: Progress, *, num_workers: int, timeout: float
-) -> Iterator[Facts]:
+def examine_all(paths: Iterable[str], progress: Progress, pool: Pool) -> Iterator[Facts]:
     """The facts of each file, decoding those not known yet.
 
     Args:
         paths: absolute.
-        timeout: seconds after which a video is given up and its process killed.
 
     Yields:
         Facts in no particular order, those already known first.
     """
-    unknown = []
-    for path in paths:
-        known = progress.find(path)
-        if known is None:
-            unknown.append(path)
-        else:
-            yield known
-    for path, outcome in run_all(
-        examine, unknown, num_workers=num_workers, timeout=timeout, done="decoded"
-    ):
-        facts = _not_tried(path, outcome) if isinstance(outcome, Lost) else outcome
-        progress.add(facts)
-        yield facts
+    find, save = progress.find, progress.add
+    return known_or_run(examine, paths, pool, find, save, _not_tried, done="decoded")
 
 
 def examine(path: str) -> Facts:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from videogn.data.packets import PacketIndex
 from videogn.errors import UserError
-from videogn.files import state_of
+from videogn.files import UNKNOWN, state_of
 
 SUFFIX = ".videogn-index"
 FORMAT_VERSION = 2
@@ -111,8 +111,8 @@ class IndexFile:
         return entry if state_of(path) == (entry.size, entry.mtime_ns) else None
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write entries, all or none, in place of earlier ones of the same streams."""
-        rows = [_row(entry) for entry in entries]
+        """Write entries of files that are there, all or none, in place of earlier ones."""
+        rows = [_row(entry) for entry in entries if entry.size != UNKNOWN]
         with self._database:
             self._database.executemany("INSERT OR REPLACE INTO videos VALUES (?,?,?,?,?,?,?)", rows)
 
