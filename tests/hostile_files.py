@@ -19,6 +19,9 @@ from videogn.files import member_path
 SIDE = 5760
 """Largest multiple of 64, to which decoders round, whose square a frame may have."""
 
+UNNOTICED = {"mp4 of scale 0"}
+"""Of the ticks of its edit list, taken for seconds, one frame is left: as if cut so on purpose."""
+
 
 class Lures(NamedTuple):
     """What no video may make a reader open.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import hostile_child
 import numpy as np
 import pytest
-from hostile_files import Hostile, Lures, make_all
+from hostile_files import UNNOTICED, Hostile, Lures, make_all
 from hostile_watch import Watch, can_watch
 
 from videogn.data.forms import Coding, encode
@@ -29,8 +29,6 @@ CHILD = Path(hostile_child.__file__)
 START_SECONDS = 120.0
 FILE_SECONDS = 30.0
 """A file that takes longer hangs; on an idle machine none takes a second."""
-UNNOTICED = {"mp4 of scale 0"}
-"""Of the ticks of its edit list, taken for seconds, one frame is left: as if cut so on purpose."""
 EXACT = ("pyav", "seeking", "index", "check")
 """Ways that read every picture, or fall back to that where in doubt."""
 
