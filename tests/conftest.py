@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from videogn.data.opening import CHECKS
 from videogn.errors import UserError
 
 FOOTAGE = Path(os.environ.get("VIDEOGN_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
+
+# Modules that test files share lie beside this file.
+sys.path.append(str(Path(__file__).parent))
 
 # Time limits of single examples fail on a busy machine, whatever the code does.
 settings.register_profile("untimed", deadline=None)

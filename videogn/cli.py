@@ -6,6 +6,7 @@ something that cannot be used; 130 interrupted.
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -35,6 +36,9 @@ name of two words has an underscore there."""
 
 def entry() -> NoReturn:
     """Run the command line of this process and end the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The name of a file may be no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = main()
     if "RANK" in os.environ:
         # A rank of a finished job may abort while the interpreter takes torch's process group

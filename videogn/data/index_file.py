@@ -5,6 +5,7 @@ process no memory, an interrupted run keeps what it has, and a torn write is und
 An entry holds for a file of the same size and modification time only.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class IndexFile:
 
     def find(self, path: str, stream: int | None = None) -> Entry | None:
         """The entry of a stream; None where there is none or the file has changed since."""
-        key = str(Path(path).absolute()), BEST if stream is None else stream
+        key = _stored(str(Path(path).absolute())), BEST if stream is None else stream
         row = self._database.execute(
             "SELECT * FROM videos WHERE path = ? AND stream = ?", key
         ).fetchone()
@@ -125,11 +126,20 @@ def _row(entry: Entry) -> tuple[object, ...]:
     packets = None if entry.index is None else entry.index.to_bytes()
     stream = BEST if entry.stream is None else entry.stream
     about = (entry.size, entry.mtime_ns, int(entry.readable), entry.reason)
-    return (entry.path, stream, *about, packets)
+    return (_stored(entry.path), stream, *about, packets)
 
 
-def _entry(row: tuple[str, int, int, int, int, str | None, bytes | None]) -> Entry:
+def _stored(path: str) -> str | bytes:
+    """A path as SQLite can hold it: as bytes where a name on the disk is no UTF-8 text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
+
+
+def _entry(row: tuple[str | bytes, int, int, int, int, str | None, bytes | None]) -> Entry:
     path, stream, size, mtime_ns, readable, reason, packets = row
     index = None if packets is None else PacketIndex.from_bytes(packets)
     chosen = None if stream == BEST else stream
-    return Entry(path, chosen, size, mtime_ns, index, reason, bool(readable))
+    return Entry(os.fsdecode(path), chosen, size, mtime_ns, index, reason, bool(readable))
