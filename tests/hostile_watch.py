@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import random
 import select
 import socket
 import struct
@@ -19,6 +20,14 @@ def can_watch() -> bool:
     return sys.platform == "linux" and hasattr(ctypes.CDLL(None), "inotify_init1")
 
 
+def _listener() -> socket.socket:
+    # Below the ports that systems hand out, of which anybody may be using one for UDP.
+    for port in random.sample(range(20000, 32000), 50):
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port), backlog=100)
+    raise AssertionError("no port is free")
+
+
 class Watch:
     """Watches all files of a folder, and TCP and UDP at one port of this machine.
 
@@ -32,7 +41,7 @@ class Watch:
         added = libc.inotify_add_watch(self._inotify, os.fsencode(folder), IN_OPEN | IN_ACCESS)
         assert self._inotify >= 0
         assert added >= 0, os.strerror(ctypes.get_errno())
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+        self._listener = _listener()
         self._listener.setblocking(False)
         self.port = self._listener.getsockname()[1]
         self._bound = False
