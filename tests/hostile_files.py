@@ -251,9 +251,9 @@ def bombs(folder: Path, lures: Lures) -> Iterator[Hostile]:
         path = folder / name
         path.write_bytes(content)
         yield Hostile(path.stem, str(path))
-    for side, colours, copies in ((15904, 1, 9), (SIDE, 4, 1)):
+    for side, colours in ((15904, 1), (SIDE, 4)):
         path = folder / f"png of {side}.mov"
-        write_pictures(path, [png(side, colours)] * copies)
+        write_pictures(path, [png(side, colours)])
         yield Hostile(path.stem, str(path), sound=side == SIDE)
 
 

@@ -18,6 +18,8 @@ from hostile_files import UNNOTICED, Hostile, Lures, make_all
 from hostile_watch import Watch, can_watch
 
 from videogn.data.forms import Coding, encode
+from videogn.data.index_file import IndexFile
+from videogn.data.indexing import index_entry
 from videogn.data.limits import WORKER_BYTES
 
 pytestmark = [
@@ -204,6 +206,17 @@ def test_hostile_files_do_no_harm(
     results = collections.Counter(answer.result for answer in answers.values())
     worst = max(answer.peak_kib for answer in answers.values())
     print(f"{way}: {dict(results)}, at most {worst >> 10} MiB")
+
+
+def test_the_index_keeps_names_that_are_no_text(tmp_path: Path) -> None:
+    path = encode(tmp_path / os.fsdecode(b"\xff.mp4"), Coding(num_frames=5))
+    file = IndexFile(tmp_path / "index", create=True)
+    file.add([index_entry(str(path))])
+    found = file.find(str(path))
+    file.close()
+    assert found is not None
+    assert found.path == str(path)
+    assert found.index is not None
 
 
 FORMS = {

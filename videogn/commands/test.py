@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def describe(prepared: Prepared, world_size: int) -> dict[str, Any]:
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "list": prepared.videos.source,
-        "list_sha256": hashlib.sha256(os.fsencode(listed)).hexdigest(),
+        "list_sha256": hashlib.sha256(listed.encode(errors="surrogatepass")).hexdigest(),
         "class_names_sha256": None if names is None else class_names_sha256(names),
         "checkpoint": str(prepared.checkpoint),
         "checkpoint_sha256": prepared.weights.sha256,

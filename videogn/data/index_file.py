@@ -5,7 +5,6 @@ process no memory, an interrupted run keeps what it has, and a torn write is und
 An entry holds for a file of the same size and modification time only.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ def _stored(path: str) -> str | bytes:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return os.fsencode(path)
+        return path.encode(errors="surrogatepass")
     return path
 
 
@@ -142,4 +141,6 @@ def _entry(row: tuple[str | bytes, int, int, int, int, str | None, bytes | None]
     path, stream, size, mtime_ns, readable, reason, packets = row
     index = None if packets is None else PacketIndex.from_bytes(packets)
     chosen = None if stream == BEST else stream
-    return Entry(os.fsdecode(path), chosen, size, mtime_ns, index, reason, bool(readable))
+    if isinstance(path, bytes):
+        path = path.decode(errors="surrogatepass")
+    return Entry(path, chosen, size, mtime_ns, index, reason, bool(readable))
