@@ -15,6 +15,16 @@ uv_lines=$(sed -n '/^uv==/,/[^\\]$/p' requirements.lock)
 uv_version=$(sed -nE 's/^uv==([0-9.]+).*/\1/p' <<<"$uv_lines")
 if [ "$(.venv/bin/uv --version 2>/dev/null | cut -d' ' -f2)" != "$uv_version" ]; then
   printf '%s\n' "$uv_lines" >.venv/uv.lock
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+  # An environment that uv made has no pip: Python brings one along, or uv itself is at hand.
+  if .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+    .venv/bin/python -m ensurepip >/dev/null 2>&1; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+      -r .venv/uv.lock
+  elif command -v uv >/dev/null; then
+    uv pip install --quiet --python .venv/bin/python --require-hashes -r .venv/uv.lock
+  else
+    echo "videogn: .venv has no pip and there is no uv; remove .venv and run bash $0 again" >&2
+    exit 2
+  fi
 fi
 .venv/bin/uv pip install --quiet --python .venv/bin/python --constraints requirements.lock -e ".${1:-}"

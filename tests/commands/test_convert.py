@@ -241,6 +241,7 @@ def test_wrong_inputs_end_in_one_message(make_file, capsys, tmp_path):
         ([tmp_path, "--to", "videogn", "-o", out], "name a run folder"),
         ([own, "--to", "videogn", "-o", own], "is the source itself"),
         ([own, "--to", "videogn", "-o", tmp_path], "is a folder"),
+        ([own, "--to", "videogn", "-o", tmp_path / "x.pth"], "name it x.safetensors"),
         ([cut, "--to", "videogn", "-o", out], "damaged or cut off"),
         ([own, "--to", "videogn", "-o", out, "--norm", "bn"], "its norm is gn; leave out --norm"),
         ([own, "--to", "videogn", "-o", out, "--layout", "nonlocal"], "its layout is zoo"),

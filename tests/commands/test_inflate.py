@@ -202,6 +202,13 @@ def test_group_size_reaches_the_file(folder):
     assert load_model("out.st").blocks[0].norm.num_groups == 2
 
 
+@pytest.mark.parametrize("name", ["out.pth", "out.PKL"])
+def test_a_name_of_another_kind_of_file_is_refused(folder, name):
+    with pytest.raises(WeightError, match=rf"{name}: would hold safetensors.*out\.safetensors"):
+        inflate(f"gn.pth -o {name} {SMALL}")
+    assert not Path(name).exists()
+
+
 def test_the_same_command_writes_the_same_bytes_over_the_earlier_file(folder):
     Path("out.st").write_text("an earlier file")
     hashes = set()

@@ -56,10 +56,13 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines(tmp_path: Path) -> No
 
 def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path: Path) -> None:
     source = write(tmp_path / "lists" / "list.txt", "a.mp4 0\n../b.mp4 1\n/abs/c.mp4 2\n")
-    paths = [r.path for r in read_videos(source, num_classes=3).records]
+    with pytest.raises(AnnotationError, match=r"list\.txt:2: .*outside"):
+        read_videos(source, num_classes=3)
+    trusted = read_videos(source, num_classes=3, allow_outside_root=True)
+    paths = [r.path for r in trusted.records]
     assert paths == [str(tmp_path / "lists/a.mp4"), str(tmp_path / "b.mp4"), "/abs/c.mp4"]
-    paths = [r.path for r in read_videos(source, num_classes=3, root="/r/s").records]
-    assert paths == ["/r/s/a.mp4", "/r/b.mp4", "/abs/c.mp4"]
+    trusted = read_videos(source, num_classes=3, root="/r/s", allow_outside_root=True)
+    assert [r.path for r in trusted.records] == ["/r/s/a.mp4", "/r/b.mp4", "/abs/c.mp4"]
 
 
 def test_repeated_lines_count_once_and_are_told(tmp_path: Path, caplog) -> None:

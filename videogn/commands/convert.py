@@ -31,10 +31,7 @@ from videogn.models.proof import (
 from videogn.models.sources import OWN, Source, read_source
 from videogn.models.spec import WeightInfo, class_names_sha256
 from videogn.models.targets import TARGETS, check_stages, norm_note, to_target, write_target
-from videogn.models.weights import (
-    read_weights,
-    write_weights,
-)
+from videogn.models.weights import check_file_name, read_weights, write_weights
 
 EXPORTS = {"onnx": export_onnx, "torch-export": export_torch}
 EXPORT_FRAMES, EXPORT_SIZE = 32, 224
@@ -106,6 +103,8 @@ def convert_file(
     if out.exists() and path.exists() and out.samefile(path):
         raise WeightError(f"{out}: is the source itself; give another name to -o")
     check_writable(out)
+    if to == OWN:
+        check_file_name(out)
     loaded = load(path, wishes or Wishes())
     yield from loaded.lines
     if to in EXPORTS:

@@ -24,7 +24,7 @@ from videogn.models.norm import NORMS
 from videogn.models.sources import Source, read_source
 from videogn.models.spec import ARCHITECTURES, NetworkSpec, WeightInfo
 from videogn.models.verify import describe_verification, verify_inflation
-from videogn.models.weights import few, write_weights
+from videogn.models.weights import check_file_name, few, write_weights
 
 Triple = tuple[float, float, float]
 
@@ -56,7 +56,9 @@ class Inflation:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", type=Path, help="2D weights")
-    parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="new file")
+    parser.add_argument(
+        "-o", "--out", metavar="OUT", type=Path, required=True, help="new .safetensors file"
+    )
     parser.add_argument(
         "--arch", choices=VIDEO_ARCHITECTURES, default="i3d_r50", help="default: %(default)s"
     )
@@ -158,11 +160,13 @@ def inflate_file(
             input is in 0 to 255, undivided, gets its first kernel scaled to ``std``.
 
     Raises:
-        WeightError: the source cannot be read or does not fit ``spec``; nothing is written.
+        WeightError: the source cannot be read or does not fit ``spec``, or ``out`` has the name of
+            another kind of file; nothing is written.
     """
     source, out = Path(source), Path(out)
     if out.exists() and source.exists() and out.samefile(source):
         raise WeightError(f"{out}: is the source itself; give another name to -o")
+    check_file_name(out)
     _check_scale(mean, std)
     weights = read_source(source, source_format=source_format, std=std)
     _check_half_a_scale(weights, mean, std)

@@ -73,7 +73,7 @@ def read_videos(
     class_names: Sequence[str] | None = None,
     format: ListFormat = "auto",  # noqa: A002 - as the config key is named
     subset: Subset | None = None,
-    allow_outside_root: bool = True,
+    allow_outside_root: bool = False,
 ) -> VideoList:
     """Read a list of videos of whichever format ``source`` is.
 
@@ -163,7 +163,7 @@ def read_any_videos(
     root: str | None = None,
     *,
     format: ListFormat = "auto",  # noqa: A002 - as the config key is named
-    allow_outside_root: bool = True,
+    allow_outside_root: bool = False,
 ) -> VideoList:
     """A list with as many classes as it has, whatever its labels mean.
 

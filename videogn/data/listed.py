@@ -42,7 +42,7 @@ def list_videos(
     root: str | None = None,
     *,
     format: ListFormat = "auto",  # noqa: A002 - as the config key is named
-    allow_outside_root: bool = True,
+    allow_outside_root: bool = False,
 ) -> tuple[list[ListedVideo], tuple[str, ...] | None]:
     """The entries of a list, and its class names where it tells.
 

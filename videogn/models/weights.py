@@ -26,6 +26,8 @@ METADATA_KEY = "videogn"
 OPTIMIZER_PREFIX = "optimizer/"
 """Tensors whose name begins so are the optimizer's state."""
 
+OTHER_SUFFIXES = (".bin", ".ckpt", ".npz", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".pyth", ".tar")
+"""Endings that name files of other kinds."""
 MAX_LISTED = 5
 
 
@@ -48,6 +50,20 @@ class WeightFile:
     optimizer: dict[str, Tensor]
     training: dict[str, Any] | None
     sha256: str
+
+
+def check_file_name(path: Path) -> None:
+    """Refuse for a weight file of this program a name by which others take it for their own kind.
+
+    Raises:
+        WeightError: with a better name.
+    """
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise WeightError(
+            f"{path}: would hold safetensors, which programs that read {path.suffix} do not take; "
+            f"name it {path.with_suffix('.safetensors').name} (`videogn convert` writes files of "
+            "other kinds)"
+        )
 
 
 def write_weights(
