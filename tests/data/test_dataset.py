@@ -1,3 +1,5 @@
+import resource
+import sys
 from pathlib import Path
 
 import av
@@ -230,6 +232,23 @@ def test_lack_of_memory_is_a_reason(error, records, monkeypatch) -> None:
     monkeypatch.setitem(READERS, "pyav", fail)
     assert "memory" in videos_of(records)[0].reason
     assert "memory" in ValDataset(records, random_clips(), 0)[0].failures[0][1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_memory_is_limited_while_a_video_is_read_without_workers(records, monkeypatch) -> None:
+    seen = []
+
+    def look(path: str) -> PyAVReader:
+        seen.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+        return PyAVReader(path)
+
+    monkeypatch.setitem(READERS, "pyav", look)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    assert videos_of(records)[0].reason is None
+    TrainDataset(records, random_clips(), 0)[0, 0]
+    assert all(limit != resource.RLIM_INFINITY for limit in seen)
+    assert len(seen) == 2
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_programming_errors_are_not_swallowed(records, monkeypatch) -> None:

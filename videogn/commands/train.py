@@ -27,6 +27,7 @@ from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
+from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
 from videogn.data.shard_order import shard_order
@@ -324,7 +325,8 @@ def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -
     bad = []
     for record in records:
         try:
-            reader(record.path)
+            with limited_memory():
+                reader(record.path)
         except DecodeError as error:
             bad.append(str(error))
     if bad:

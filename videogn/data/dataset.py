@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from videogn.data.decode import VideoReader
 from videogn.data.frames import Frames, Wanted, write_frames
+from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
 from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
@@ -371,9 +372,10 @@ def _at_rate(
 
 @contextmanager
 def _memory_errors_named(path: str) -> Iterator[None]:
-    """Tell which video a worker's memory limit was too small for."""
+    """Limit the memory that a video may take, and tell which one that was too little for."""
     try:
-        yield
+        with limited_memory():
+            yield
     except MemoryError as error:
         raise DecodeError(path, "needs more memory than a worker may use") from error
     except RuntimeError as error:

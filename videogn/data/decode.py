@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import av
 import numpy as np
@@ -405,7 +405,7 @@ class Evidence:
     def judge(self) -> None:
         """Compare what came with what the headers claim."""
         if self._frames == 0:
-            raise DecodeError(self._path, "no frames", "zero_frames")
+            self._judge_nothing()
         if "matroska" in self._format:
             self._judge_size()
             return
@@ -416,6 +416,13 @@ class Evidence:
         if short and self._ends_early():
             reason = f"truncated: holds {self._packets} of {claimed} frames"
             raise DecodeError(self._path, reason, "truncated")
+
+    def _judge_nothing(self) -> NoReturn:
+        claimed, size = self._stream.frames, state_of(self._path)[0]
+        # A table of so many frames finds no memory, and FFmpeg goes on without it.
+        if claimed > size:
+            raise DecodeError(self._path, f"claims {claimed} frames in {size} bytes", "huge")
+        raise DecodeError(self._path, "no frames", "zero_frames")
 
     def _ends_early(self) -> bool:
         if self._stream.duration is None:

@@ -1,6 +1,8 @@
 """The memory limit of processes that decode."""
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 WORKER_BYTES = 3 * 2**29
@@ -18,3 +20,21 @@ def limit_memory() -> None:
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """The same for as long as one video is read by a process that does other work too.
+
+    Without data workers that is the training process, which a crafted file would otherwise make
+    ask for many gigabytes. A process that has a limit keeps it.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if before[0] != resource.RLIM_INFINITY:
+        yield
+        return
+    limit_memory()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
