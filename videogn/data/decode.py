@@ -5,6 +5,7 @@ and protocols, so that none can make the decoder open another file or a network 
 """
 
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -110,7 +111,33 @@ class FrameSource(Protocol):
         ...
 
 
-class PyAVReader:
+class DecodingReader(ABC):
+    """What readers have in common that give frames as the decoder does."""
+
+    _path: str
+    num_frames: int
+    height: int
+    width: int
+    stored: Stored
+
+    @abstractmethod
+    def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
+        """Frames of rising indices, as :meth:`FrameSource.decoded` says."""
+
+    @abstractmethod
+    def times(self) -> np.ndarray:
+        """When each frame is shown, as :meth:`VideoReader.times` says."""
+
+    def frames(self, indices: FrameIndices) -> np.ndarray:
+        """Frames by index, as :meth:`VideoReader.frames` says."""
+        return gather(self, indices)
+
+    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
+        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
+        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
+
+
+class PyAVReader(DecodingReader):
     """Exact on every file: the whole stream is decoded once, in order, when the reader is made.
 
     Only wanted frames are converted to RGB. Frames of a video too large to keep are decoded a
@@ -143,14 +170,6 @@ class PyAVReader:
                 self._kept = None
             if self._kept is not None:
                 self._kept.append(frame)
-
-    def frames(self, indices: FrameIndices) -> np.ndarray:
-        """Frames by index, as :meth:`VideoReader.frames` says."""
-        return gather(self, indices)
-
-    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
-        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
 
     def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
         """Frames of rising indices, as :meth:`FrameSource.decoded` says."""

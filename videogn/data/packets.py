@@ -25,18 +25,17 @@ from av.codec.context import CodecContext
 
 from videogn.data.decode import (
     MAX_PIXELS,
+    DecodingReader,
     Evidence,
     FrameIndices,
     checked_indices,
     chosen_stream,
-    converted,
     errors_named,
-    gather,
     known_seconds,
     nominal_rate,
     opened,
 )
-from videogn.data.rgb import Box, RgbConverter, Stored, stored_as
+from videogn.data.rgb import Stored, stored_as
 from videogn.data.times import FrameTimes, frame_times
 from videogn.errors import DecodeError
 from videogn.files import locate
@@ -159,7 +158,7 @@ class PacketIndex:
 _KINDS = ("<i8", "<i4", "u1", "<i4", "<i4", "<i8")
 
 
-class IndexedReader:
+class IndexedReader(DecodingReader):
     """Frames by a packet index: the same as a full decode's, for the cost of their own packets.
 
     Raises:
@@ -172,14 +171,6 @@ class IndexedReader:
         self.num_frames = index.num_frames
         self.stored = Stored(index.height, index.width, index.quarters)
         self.height, self.width = self.stored.upright
-
-    def frames(self, indices: FrameIndices) -> np.ndarray:
-        """Frames by index, as :meth:`VideoReader.frames` says."""
-        return gather(self, indices)
-
-    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
-        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
 
     def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
         """Frames of rising indices, as :meth:`FrameSource.decoded` says."""

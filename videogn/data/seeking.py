@@ -18,13 +18,12 @@ import numpy as np
 from videogn.data.bitstreams import Picture, UncertainError, inspector
 from videogn.data.decode import (
     BAD_FILE_ERRORS,
+    DecodingReader,
     FrameIndices,
     PyAVReader,
     VideoReader,
     checked_indices,
     chosen_stream,
-    converted,
-    gather,
     known_seconds,
     matroska_size,
     nominal_rate,
@@ -41,7 +40,7 @@ from videogn.data.packets import (
     runs,
     with_starts,
 )
-from videogn.data.rgb import Box, RgbConverter, Stored, quarter_turns
+from videogn.data.rgb import Stored, quarter_turns
 from videogn.data.times import frame_times
 from videogn.errors import DecodeError
 from videogn.files import state_of
@@ -69,7 +68,7 @@ def open_seeking(path: str, stream: int | None = None) -> VideoReader:
         return PyAVReader(path, stream)
 
 
-class SeekingReader:
+class SeekingReader(DecodingReader):
     """Frames by an index that nobody has compared with a full decode.
 
     Raises:
@@ -83,14 +82,6 @@ class SeekingReader:
         self.num_frames = index.num_frames
         self.stored = Stored(index.height, index.width, index.quarters)
         self.height, self.width = self.stored.upright
-
-    def frames(self, indices: FrameIndices) -> np.ndarray:
-        """Frames by index, as :meth:`VideoReader.frames` says."""
-        return gather(self, indices)
-
-    def images(self, indices: FrameIndices, box: Box | None = None) -> Iterator[np.ndarray]:
-        """Frames of rising indices one by one, as :meth:`VideoReader.images` says."""
-        return converted(self._path, self.decoded(indices), RgbConverter(self.stored, box))
 
     def decoded(self, indices: FrameIndices) -> Iterator[av.VideoFrame]:
         """Frames of rising indices, as :meth:`FrameSource.decoded` says."""
