@@ -91,7 +91,8 @@ def _list(
     if layout in ("list", "slowfast"):
         lines = list_lines(read_text(path))
         return [(name, _listed(_absolute(folder / name), label)) for _, name, label in lines], None
-    videos = read_any_videos(str(path), root, format=layout)
+    # What lies outside the root becomes a fault of its entry.
+    videos = read_any_videos(str(path), root, format=layout, allow_outside_root=True)
     named = [(r.name, ListedVideo(_absolute(r.path), r.label)) for r in videos.records]
     return named, videos.class_names
 
