@@ -34,9 +34,6 @@ class Made:
     def images(self, indices, box=None):
         return converted("made", self.decoded(indices), RgbConverter(self.stored, box))
 
-    def frames(self, indices):
-        raise NotImplementedError
-
 
 def smooth_frame(height: int, width: int, pixels: str, seed: int = 0) -> av.VideoFrame:
     """Planes of slow waves within the legal range, so that scaling does not magnify roundings."""

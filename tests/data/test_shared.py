@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,7 +85,6 @@ def test_array_outlives_its_owner() -> None:
 
 
 def test_pages_that_are_never_written_take_no_memory() -> None:
-    psutil = pytest.importorskip("psutil")
     before = psutil.Process().memory_info().rss
     ring = Ring(10, 10**9)
     ring.slot(3)[:1000] = 1
