@@ -1,7 +1,8 @@
 """The command line: finds the command, and turns what goes wrong into one message and a code.
 
 Exit codes: 0 done; 1 the machine or the program failed, or a check found faults; 2 the user gave
-something that cannot be used; 130 interrupted.
+something that cannot be used; 75 training was stopped by a signal and is saved: the same command
+goes on; 130 interrupted.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from videogn.errors import UserError
+from videogn.stopping import stop_request
 
 COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
@@ -39,6 +41,9 @@ def entry() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file may be no text.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] == ["train"]:
+        # Before torch is imported, which takes seconds.
+        stop_request.install()
     code = main()
     if "RANK" in os.environ:
         # A rank of a finished job may abort while the interpreter takes torch's process group

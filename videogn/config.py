@@ -171,12 +171,18 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
     clips_per_gpu: PositiveInt = 8
+    accumulation: PositiveInt = 1
+    """Batches whose gradients are added up before an update. It does not enlarge the batch that BN
+    takes its statistics over."""
     base_lr: PositiveFloat = 0.01
-    """Learning rate at ``base_batch`` clips; scaled in proportion to clips per GPU x GPUs."""
+    """Learning rate at ``base_batch`` clips; scaled in proportion to clips per GPU x GPUs x
+    accumulation."""
     base_batch: PositiveInt = 64
     iterations: PositiveInt = 400_000
     warmup_iterations: NonNegativeInt = 0
     """Iterations of linear warm-up from a tenth of the learning rate."""
+    schedule: Literal["step", "cosine"] = "step"
+    """``step``: the paper's; ``cosine``: half a cosine wave from the learning rate down to 0."""
     lr_milestones: tuple[Fraction, ...] = (0.375, 0.75)
     """Shares of the iterations after which the learning rate is multiplied by ``lr_gamma``."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -185,14 +191,45 @@ class TrainConfig:
     weight_decay: NonNegativeFloat = 1e-4
     norm_weight_decay: NonNegativeFloat = 0.0
     """Weight decay of the norm layers' gamma and beta; the paper's ImageNet setting is 1e-4."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast in the forward pass; weights, losses and updates stay fp32."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target that is spread over all classes."""
+    mixup_alpha: NonNegativeFloat = 0.0
+    """Of the Beta distribution by which clips are mixed in pairs; 0 for no mixup. The paper has
+    none."""
+    cutmix_alpha: NonNegativeFloat = 0.0
+    """The same for cutmix, which pastes a part of one clip into another."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of all gradients together; longer ones are scaled down to it."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a moving average of the weights, which is then what is validated and
+    tested."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the network that are not trained, such as ``blocks.0``, as `videogn info` lists
+    them."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, fp16: autocast in the forward pass; weights, losses and updates stay fp32. fp16 scales
+    the loss."""
+    memory_format: Literal["auto", "contiguous", "channels_last_3d"] = "auto"
+    """Order of the network's tensors in memory. ``auto``: channels_last_3d on GPUs, but for GN, LN
+    and IN, which torch would copy back before each layer."""
+    compile: bool = False
+    """Let torch.compile translate the network: minutes at the start, for faster steps."""
+    precise_bn_batches: NonNegativeInt = 200
+    """Batches of all GPUs together that BN's stored statistics are computed anew from before each
+    validation and checkpoint, at most an epoch; 0 keeps the running averages."""
     log_interval: PositiveInt = 20
     """Iterations between progress lines."""
     val_interval: PositiveInt = 20_000
     """Iterations between validations; the last iteration always validates."""
     checkpoint_interval: PositiveInt = 10_000
     """Iterations between checkpoints; validations and the last iteration always save one."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    """How many of the newest checkpoints are kept, beside the best; 2 at least, for the newest may
+    be damaged."""
+    log_samples: bool = False
+    """Write down which videos each step saw."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds without progress after which a rank is taken for dead."""
     max_failed_fraction: Fraction = 0.01
     """Training stops once more than this share of the list could not be decoded, but never for a
     single video."""

@@ -243,6 +243,8 @@ def _inconsistencies(config: Config) -> list[str]:
             f"model.arch={model.arch} takes still frames; set clip.num_frames=1, "
             f"got {clip.num_frames}"
         )
+    if model.arch in STILL_ARCHS and train.memory_format == "channels_last_3d":
+        faults.append(f"train.memory_format=channels_last_3d is for video, not {model.arch}")
     if (config.data.mean is None) != (config.data.std is None):
         faults.append("data.mean and data.std belong together: set both or neither")
     return faults

@@ -178,6 +178,24 @@ def gather_over_ranks(item: T) -> list[T]:
     return items  # type: ignore[return-value]
 
 
+def any_rank(answer: bool, device: torch.device) -> bool:
+    """Whether any rank's ``answer`` is yes, on every rank."""
+    if not dist.is_initialized():
+        return answer
+    total = torch.tensor(float(answer), device=device)
+    dist.all_reduce(total)
+    return bool(total > 0)
+
+
+def from_first_rank(item: T) -> T:
+    """Rank 0's ``item``, on every rank."""
+    if not dist.is_initialized():
+        return item
+    items = [item]
+    dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank the buffers of rank 0.
 

@@ -38,7 +38,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _flush_to_disk(target.parent)
     except OSError as error:
         raise RunError(
-            f"{target}: cannot be written: {error.strerror or error}{_free(target)}"
+            f"{target}: cannot be written: {error.strerror or error}{free_space(target)}"
         ) from error
     finally:
         if temporary is not None:
@@ -95,7 +95,8 @@ def _umask() -> int:
     return mask
 
 
-def _free(path: Path) -> str:
+def free_space(path: Path) -> str:
+    """How much space is free where ``path`` lies, for messages."""
     folder = next((p for p in path.parents if p.is_dir()), None)
     if folder is None:
         return ""

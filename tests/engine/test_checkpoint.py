@@ -1,15 +1,30 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from videogn.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from videogn.engine.checkpoint import (
+    Checkpoints,
+    Trained,
+    TrainingState,
+    Window,
+    load_checkpoint,
+    save_checkpoint,
+)
 from videogn.engine.optim import build_optimizer
-from videogn.errors import WeightError
+from videogn.errors import RunError, WeightError
 from videogn.models.build import build_network
 from videogn.models.spec import NetworkSpec, WeightInfo
-from videogn.models.weights import load_model, write_weights
+from videogn.models.weights import load_model, read_weights, write_weights
 
 
 def info_of(**changes: object) -> WeightInfo:
@@ -28,53 +43,72 @@ def info_of(**changes: object) -> WeightInfo:
     return WeightInfo(spec, None, (0.4,) * 3, (0.2,) * 3, None, None, None)
 
 
-def optimizer_of(network: torch.nn.Module) -> torch.optim.SGD:
-    return build_optimizer(
+def trained_of(info: WeightInfo, decay: float | None = None) -> Trained:
+    network = build_network(info.spec)
+    optimizer = build_optimizer(
         network, learning_rate=0.1, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0
     )
+    average = decay and AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return Trained(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), average)
 
 
-def step(network: torch.nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
+def step(trained: Trained, seed: int) -> None:
+    network, optimizer = trained.network, trained.optimizer
     generator = torch.Generator().manual_seed(seed)
     clips = torch.randn(2, 3, 8, 16, 16, generator=generator)
     optimizer.zero_grad()
     F.cross_entropy(network(clips), torch.tensor([0, 2])).backward()
     optimizer.step()
+    if trained.average is not None:
+        trained.average.update_parameters(network)
 
 
-def test_going_on_equals_never_having_stopped(tmp_path: Path) -> None:
-    info, path = info_of(), tmp_path / "last.safetensors"
-    state = TrainingState(1, 2, 12.5, {"a.mp4": "no such file"})
-    network = build_network(info.spec)
-    optimizer = optimizer_of(network)
-    step(network, optimizer, 0)
-    save_checkpoint(path, network, info, state, optimizer)
-    resumed = build_network(info.spec)
-    resumed_optimizer = optimizer_of(resumed)
-    assert load_checkpoint(path, resumed, info, resumed_optimizer) == state
+@pytest.mark.parametrize("decay", [None, 0.7])
+def test_going_on_equals_never_having_stopped(tmp_path: Path, decay: float | None) -> None:
+    info, checkpoints = info_of(), Checkpoints(tmp_path)
+    state = TrainingState(
+        1, 2, 12.5, {"a.mp4": "no such file"}, 1, Window(0, ((0.1, 1.0, 1.0, 2.0, 0.0),))
+    )
+    trained = trained_of(info, decay)
+    step(trained, 0)
+    save_checkpoint(checkpoints, trained, info, state, keep=2)
+    resumed = trained_of(info, decay)
+    assert load_checkpoint(checkpoints.path_of(1), resumed, info) == state
     for seed in (1, 2):
-        step(network, optimizer, seed)
-        step(resumed, resumed_optimizer, seed)
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+        step(trained, seed)
+        step(resumed, seed)
+    for name, tensor in trained.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+    for name, tensor in trained.evaluated.state_dict().items():
+        assert torch.equal(tensor, resumed.evaluated.state_dict()[name]), name
+
+
+def test_the_average_is_what_is_tested(tmp_path: Path) -> None:
+    info, trained = info_of(), trained_of(info_of(), 0.9)
+    for seed in (0, 1):
+        step(trained, seed)
+    save_checkpoint(Checkpoints(tmp_path), trained, info, TrainingState(2, 2), keep=2)
+    clips = torch.randn(1, 3, 8, 16, 16)
+    expected = trained.average.module.eval()(clips)
+    assert torch.equal(load_model(tmp_path / "last.safetensors")(clips), expected)
+    assert not torch.equal(trained.network.eval()(clips), expected)
 
 
 def test_checkpoint_is_a_weight_file(tmp_path: Path) -> None:
-    info, path = info_of(), tmp_path / "last.safetensors"
-    network = build_network(info.spec)
-    optimizer = optimizer_of(network)
-    step(network, optimizer, 0)
-    save_checkpoint(path, network, info, TrainingState(1, 2, 0.0, {}), optimizer)
+    info, trained = info_of(), trained_of(info_of())
+    step(trained, 0)
+    save_checkpoint(Checkpoints(tmp_path), trained, info, TrainingState(1, 2), keep=2)
     clips = torch.randn(1, 3, 8, 16, 16)
-    assert torch.equal(load_model(path)(clips), network.eval()(clips))
+    loaded = load_model(tmp_path / "last.safetensors")
+    assert torch.equal(loaded(clips), trained.network.eval()(clips))
 
 
 def test_weights_alone_cannot_be_gone_on_from(tmp_path: Path) -> None:
     info, path = info_of(), tmp_path / "inflated.safetensors"
-    network = build_network(info.spec)
-    write_weights(path, network.state_dict(), info)
+    trained = trained_of(info)
+    write_weights(path, trained.network.state_dict(), info)
     with pytest.raises(WeightError, match="no training state"):
-        load_checkpoint(path, network, info, optimizer_of(network))
+        load_checkpoint(path, trained, info)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +116,111 @@ def test_weights_alone_cannot_be_gone_on_from(tmp_path: Path) -> None:
     [({"norm": "gn", "num_groups": 2}, "norm"), ({"num_classes": 4}, "num_classes")],
 )
 def test_another_network_is_refused(tmp_path: Path, change: dict, named: str) -> None:
-    path = tmp_path / "last.safetensors"
-    network = build_network(info_of().spec)
-    save_checkpoint(path, network, info_of(), TrainingState(1, 2, 0.0, {}), optimizer_of(network))
+    checkpoints = Checkpoints(tmp_path)
+    save_checkpoint(checkpoints, trained_of(info_of()), info_of(), TrainingState(1, 2), keep=2)
     other = info_of(**change)
-    model = build_network(other.spec)
     with pytest.raises(WeightError, match=named):
-        load_checkpoint(path, model, other, optimizer_of(model))
+        load_checkpoint(checkpoints.path_of(1), trained_of(other), other)
+
+
+def saved(folder: Path, *iterations: int, keep: int = 9) -> Checkpoints:
+    checkpoints, trained = Checkpoints(folder), trained_of(info_of())
+    for iteration in iterations:
+        save_checkpoint(checkpoints, trained, info_of(), TrainingState(iteration, 2), keep)
+    return checkpoints
+
+
+def nothing(line: str) -> None:
+    del line
+
+
+def test_the_newest_are_kept_by_iteration_whatever_the_clock_says(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 9, 10, 11)
+    for path in tmp_path.iterdir():
+        os.utime(path, (10**9 - int(path.name == "iter_00000011.safetensors"), 10**9))
+    assert checkpoints.newest_sound(nothing) == checkpoints.path_of(11)
+    saved(tmp_path, 12, keep=2)
+    assert [path.name for path in checkpoints.newest_first()] == [
+        "iter_00000012.safetensors",
+        "iter_00000011.safetensors",
+    ]
+    assert (tmp_path / "last.safetensors").readlink() == Path("iter_00000012.safetensors")
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+
+
+def cut(path: Path, place: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(place * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("harm", [flip, cut])
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_a_damaged_one_is_told_and_the_one_before_is_taken(
+    tmp_path: Path, harm: Callable[[Path, float], None], place: float
+) -> None:
+    checkpoints = saved(tmp_path, 4, 5)
+    harm(checkpoints.path_of(5), place)
+    told: list[str] = []
+    assert checkpoints.newest_sound(told.append) == checkpoints.path_of(4)
+    assert len(told) == 1
+    assert "iter_00000005" in told[0]
+
+
+def test_all_damaged_is_an_error_that_names_each(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 4, 5)
+    for iteration in (4, 5):
+        flip(checkpoints.path_of(iteration), 0.8)
+    with pytest.raises(RunError, match=r"(?s)iter_00000005.*iter_00000004"):
+        checkpoints.newest_sound(nothing)
+
+
+SAVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_checkpoint import info_of, trained_of
+from videogn.engine.checkpoint import Checkpoints, TrainingState, save_checkpoint
+trained, info = trained_of(info_of()), info_of()
+before = Checkpoints(Path(sys.argv[1])).peek()
+iteration = before.iteration if before else 0
+while True:
+    iteration += 1
+    save_checkpoint(Checkpoints(Path(sys.argv[1])), trained, info, TrainingState(iteration, 2), 2)
+    print(iteration, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_killed_while_saving_a_sound_one_is_always_left(tmp_path: Path) -> None:
+    """100 kills at random moments of an endless loop of saves, of ten processes."""
+    rng, halves = random.Random(0), 0
+    checkpoints = Checkpoints(tmp_path)
+    for _ in range(10):
+        command = [sys.executable, "-c", SAVER, str(tmp_path), str(Path(__file__).parent)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        try:
+            for _ in range(10):
+                done = int(process.stdout.readline())
+                time.sleep(rng.random() * 0.02)
+                # A stopped process is as good as a killed one to look at.
+                process.send_signal(signal.SIGSTOP)
+                halves += len(list(tmp_path.glob(".*.safetensors")))
+                newest = checkpoints.newest_sound(nothing)
+                assert newest is not None
+                assert int(newest.stem.removeprefix("iter_")) >= done
+                assert len(checkpoints.newest_first()) <= 3
+                assert read_weights(tmp_path / "last.safetensors").training["iteration"] >= done
+                process.send_signal(signal.SIGCONT)
+        finally:
+            process.kill()
+            process.wait(30)
+            process.stdout.close()
+        checkpoints.drop_halves()
+        assert not list(tmp_path.glob(".*.safetensors"))
+    assert halves

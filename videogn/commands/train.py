@@ -1,45 +1,50 @@
 """Train a network from a config, on one or many GPUs."""
 
 import argparse
+import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from videogn.commands.launching import launch, must_launch
+from videogn.commands.run_parts import (
+    Prepared,
+    build_run,
+    freeze,
+    train_batches,
+    validation,
+)
 from videogn.commands.setup import (
-    PROBE_SAMPLES,
     SAMPLED_VIDEOS,
     build_model,
     check_network,
-    clips_of,
     input_scale,
     list_of,
-    planar_room,
     reader_lines,
-    reading_workers,
     spec_of,
     video_opener,
 )
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
-from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.limits import limited_memory
-from videogn.data.list_checks import VideoList, VideoRecord
-from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
-from videogn.data.shard_order import shard_order
-from videogn.distributed import World, barrier, joined_world
-from videogn.engine.checkpoint import TrainingState, load_checkpoint
-from videogn.engine.optim import build_optimizer
+from videogn.data.list_checks import VideoRecord
+from videogn.distributed import World, from_first_rank, gather_over_ranks, joined_world
+from videogn.engine.checkpoint import TrainingState
+from videogn.engine.lock import run_lock
 from videogn.engine.plan import TrainPlan, make_plan, probe_memory
-from videogn.engine.runs import RunFolder, RunLog, check_folder, claim
-from videogn.engine.trainer import Run, Validation, train, train_step, validate, wrap_for_ranks
+from videogn.engine.resuming import share_batch
+from videogn.engine.runs import RunFolder, RunLog, check_folder, check_lists, claim
+from videogn.engine.trainer import Run, set_training, train, train_step
 from videogn.errors import DecodeError, RunError
+from videogn.files import write_text
 from videogn.models.spec import NetworkSpec, WeightInfo
-from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
+from videogn.models.weights import check_backbone, read_weights
+from videogn.stopping import EXIT_CODE, stop_request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,13 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     if must_launch(arguments.gpus):
         # Whatever is wrong is said once here, before any rank starts.
         prepare(loaded, arguments.gpus)
-        return launch(arguments.gpus, _words(arguments))
+        return EXIT_CODE if stop_request.made else launch(arguments.gpus, _words(arguments))
     with joined_world() as world:
         prepared = prepare(loaded, world.size)
         if arguments.dry_run:
             return dry_run(prepared, world)
-        train_prepared(prepared, world)
-    return 0
+        with _locked(prepared.folder, world):
+            return train_prepared(prepared, world)
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
@@ -76,27 +81,17 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return ["train", arguments.config, *dry_run_word, *arguments.overrides]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs that can be checked without building the network."""
-
-    config: Config
-    train_list: VideoList
-    val_list: VideoList | None
-    weights: WeightFile | None
-    info: WeightInfo
-    plan: TrainPlan
-
-
 def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     """Read the lists and the weight file, and check that they and the config agree."""
-    config = loaded.config
-    check_folder(RunFolder(Path(config.out)), config)
+    config = _keep_batch(loaded.config, world_size)
+    folder = RunFolder(Path(config.out))
+    check_folder(folder, config)
     num_classes = config.model.num_classes
     weights = read_weights(config.model.weights) if config.model.weights else None
     if weights is not None:
-        check_spec(spec_of(config.model), weights)
-    names = weights.info.class_names if weights else None
+        check_backbone(spec_of(config.model), weights)
+    same_classes = weights is not None and weights.info.spec.num_classes == num_classes
+    names = weights.info.class_names if weights and same_classes else None
     train_list = list_of(config.data, "train", num_classes, names)
     val_list = None
     if config.data.val:
@@ -113,86 +108,110 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     )
     plan = make_plan(config.train, num_videos=len(train_list.records), world_size=world_size)
     check_network(info.spec, config.clip)
+    with torch.device("meta"):
+        freeze(build_model(config.model, config.seed), config.train.freeze)
     video_opener(config.data, "train")  # says now what is not installed
-    return Prepared(config, train_list, val_list, weights, info, plan)
+    prepared = Prepared(config, train_list, val_list, weights, info, plan)
+    check_lists(folder, _lists(prepared))
+    return prepared
 
 
-def train_prepared(prepared: Prepared, world: World) -> TrainingState:
-    """Train from the beginning, or from where the run folder's last checkpoint stands."""
-    config = prepared.config
+def _keep_batch(config: Config, world_size: int) -> Config:
+    """The config with as many clips per iteration as the run had that it goes on with.
+
+    Raises:
+        RunError: the GPUs cannot share them, or the run has come further than it is to go.
+    """
     folder = RunFolder(Path(config.out))
-    # Every rank looks before rank 0 writes, and all see the same state of the folder.
-    goes_on = folder.last.exists()
-    barrier()
-    run, state = _build(prepared, world, folder, goes_on)
-    if world.is_main:
-        claim(folder, config)
-    barrier()
-    if world.is_main:
-        _announce(prepared, run, state)
-    if state.iteration == prepared.plan.iterations:
-        run.report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
-        return state
-    train_loader = _train_loader(prepared, run, state.iteration)
-    validate_now = _validation(prepared, run)
-    state = train(run, state, iter(train_loader), validate_now)
-    run.report(f"done: {folder.path}")
-    return state
-
-
-def _build(
-    prepared: Prepared, world: World, folder: RunFolder, goes_on: bool
-) -> tuple[Run, TrainingState]:
-    config, plan = prepared.config, prepared.plan
-    network = build_model(config.model, config.seed)
-    if prepared.weights is not None and not goes_on:
-        load_into(network, prepared.info.spec, prepared.weights)
-    network.to(world.device)
-    optimizer = build_optimizer(
-        network,
-        learning_rate=plan.schedule.learning_rate,
-        momentum=config.train.momentum,
-        weight_decay=config.train.weight_decay,
-        norm_weight_decay=config.train.norm_weight_decay,
-    )
-    state = TrainingState(
-        iteration=0, global_batch=plan.global_batch, best_top1=-1.0, failed_videos={}
-    )
-    if goes_on:
-        state = load_checkpoint(folder.last, network, prepared.info, optimizer)
-        _check_position(folder, state, plan)
-    run = Run(
-        network=network,
-        model=wrap_for_ranks(network, world),
-        optimizer=optimizer,
-        info=prepared.info,
-        plan=plan,
-        recipe=config.train,
-        world=world,
-        folder=folder,
-        seed=config.seed,
-        report=_say if world.is_main else _say_nothing,
-    )
-    return run, state
-
-
-def _check_position(folder: RunFolder, state: TrainingState, plan: TrainPlan) -> None:
-    if state.global_batch != plan.global_batch:
+    state = folder.checkpoints.peek()
+    if state is None or config.resume == "never":
+        return config
+    if config.train.iterations < state.iteration:
         raise RunError(
-            f"{folder.last}: was trained with {state.global_batch} clips per iteration, this job "
-            f"has {plan.global_batch} ({plan.clips_per_gpu} x {plan.world_size}), and the order of "
-            "the samples depends on it: go on with "
-            f"{state.global_batch // plan.clips_per_gpu} processes, or choose another out="
+            f"{folder.path}: has {state.iteration:,} iterations already and "
+            f"train.iterations={config.train.iterations}; choose another out=, or more iterations"
         )
+    try:
+        clips, times = share_batch(
+            state.global_batch,
+            world_size=world_size,
+            clips_per_gpu=config.train.clips_per_gpu,
+            accumulation=config.train.accumulation,
+        )
+    except RunError as error:
+        raise RunError(f"{folder.path}: {error}") from error
+    return replace(config, train=replace(config.train, clips_per_gpu=clips, accumulation=times))
+
+
+def _lists(prepared: Prepared) -> dict[str, Sequence[VideoRecord]]:
+    lists: dict[str, Sequence[VideoRecord]] = {"train": prepared.train_list.records}
+    if prepared.val_list is not None:
+        lists["val"] = prepared.val_list.records
+    return lists
+
+
+@contextmanager
+def _locked(folder: RunFolder, world: World) -> Iterator[None]:
+    """The first rank keeps other runs out of the folder."""
+    with run_lock(folder.lock) if world.is_main else nullcontext():
+        yield
+
+
+def train_prepared(prepared: Prepared, world: World) -> int:
+    """Train from the beginning, or from where the run folder's newest sound checkpoint stands.
+
+    Returns:
+        0, or the exit code of a run that a signal stopped.
+    """
+    folder, report = prepared.folder, _say if world.is_main else _say_nothing
+    # The first rank looks before it writes, and all take what it has found.
+    newest = folder.checkpoints.newest_sound(report) if world.is_main else None
+    resume_from = from_first_rank(newest)
+    run, state = build_run(prepared, world, resume_from, report)
+    if world.is_main:
+        claim(folder, prepared.config, _lists(prepared))
+        if resume_from is not None:
+            folder.checkpoints.set_aside_after(resume_from)
+            folder.checkpoints.point_last_to(resume_from)
+        _announce(prepared, run, state)
+    if state.iteration == prepared.plan.iterations == state.settled:
+        report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
+        return 0
+    batches = train_batches(prepared, world, report, state.iteration, prepared.plan.iterations)
+    state = train(run, state, batches, validation(prepared, run))
+    if state.iteration == prepared.plan.iterations == state.settled:
+        report(f"done: {folder.path}")
+        return 0
+    _tell_stopped(run, state)
+    return EXIT_CODE
+
+
+def _tell_stopped(run: Run, state: TrainingState) -> None:
+    """Leave word that the run was stopped by a signal and is saved."""
+    signals = gather_over_ranks(stop_request.signal.name if stop_request.signal else None)
+    if not run.world.is_main:
+        return
+    name = next(name for name in signals if name)
+    values = {"iteration": state.iteration, "signal": name}
+    write_text(run.folder.preempted, json.dumps(values) + "\n")
+    run.report(
+        f"stopped by {name}: iteration {state.iteration:,} of {run.plan.iterations:,} is saved in "
+        f"{run.folder.path}; the same command goes on from there (exit code {EXIT_CODE})"
+    )
 
 
 def _announce(prepared: Prepared, run: Run, state: TrainingState) -> None:
     for line in (*_header(prepared), *prepared.plan.lines()):
         run.report(line)
     if state.iteration:
-        run.report(f"goes on     from iteration {state.iteration:,} of {run.folder.last}")
+        run.report(
+            f"goes on     from iteration {state.iteration:,} in "
+            f"{run.folder.checkpoints.path_of(state.iteration)}"
+        )
     log = RunLog(run.folder.log)
-    log.cut_after(state.iteration)
+    reported, settled = state.window.since, state.settled
+    limits = {"train": reported, "val": settled, "failed_val_video": settled}
+    log.cut_after(state.iteration, limits)
     values = prepared.plan.as_dict() | {
         "num_val_videos": len(prepared.val_list.records) if prepared.val_list else 0,
         "mean": list(prepared.info.mean),
@@ -236,54 +255,6 @@ def _triple(values: tuple[float, float, float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def random_clips(config: Config, key: str, device: torch.device) -> RandomClips:
-    """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
-    opener = video_opener(config.data, key)
-    return clips_of(config.clip, opener, planar_room(config.data, device))
-
-
-def _train_loader(prepared: Prepared, run: Run, first_step: int) -> Iterator[ClipBatch]:
-    config, world = prepared.config, run.world
-    clips_per_gpu = config.train.clips_per_gpu
-    batches = TrainBatches(
-        num_videos=prepared.plan.num_videos,
-        clips_per_gpu=clips_per_gpu,
-        rank=world.rank,
-        world_size=world.size,
-        seed=config.seed,
-        first_step=first_step,
-        last_step=prepared.plan.iterations,
-        order=shard_order(prepared.train_list.records, config.data.shuffle_buffer),
-    )
-    clips = random_clips(config, "train", world.device)
-    dataset = TrainDataset(prepared.train_list.records, clips, config.seed)
-    keys = [(0, index) for index in spread(range(len(dataset)), PROBE_SAMPLES)]
-    workers = reading_workers(config.data, world, dataset, keys, clips_per_gpu)
-    run.report(f"reading     {workers.line()}, clips finished {_where(clips)}")
-    return iter(build_train_loader(dataset, batches, workers))
-
-
-def _where(clips: RandomClips) -> str:
-    return "on the device where that is less to send" if clips.planar_room else "as they are read"
-
-
-def _validation(prepared: Prepared, run: Run) -> Callable[[], Validation] | None:
-    if prepared.val_list is None:
-        return None
-    config, world = prepared.config, run.world
-    clips = random_clips(config, "val", world.device)
-    dataset = ValDataset(prepared.val_list.records, clips, config.seed)
-    shard, batch_size = world.shard(len(dataset)), config.train.clips_per_gpu
-    keys = spread(shard, PROBE_SAMPLES)
-    workers = reading_workers(config.data, world, dataset, keys, batch_size)
-    loader = build_val_loader(dataset, shard, batch_size, workers)
-
-    def now() -> Validation:
-        return validate(run.network, loader, run.info, run.world, config.train.precision)
-
-    return now
-
-
 def dry_run(prepared: Prepared, world: World) -> int:
     """Check videos, weights and memory, print the plan and the time it will take, and stop.
 
@@ -303,13 +274,13 @@ def dry_run(prepared: Prepared, world: World) -> int:
     whole = video_opener(replace(config.data, index="never"), "train")
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
     lone = World(0, 1, world.device)
-    run, _ = _build(prepared, lone, RunFolder(Path(config.out)), goes_on=False)
+    run, _ = build_run(prepared, lone, None, _say)
     sharing = plan.world_size if world.device.type == "cpu" else 1
     # Two clips where the plan has two: BN cannot train on one value per channel.
     num_clips = min(2, plan.clips_per_gpu)
     side = config.clip.crop_size
     memory = probe_memory(
-        run.network,
+        run.trained.network,
         torch.zeros(num_clips, 3, config.clip.num_frames, side, side, device=world.device),
         clips_per_gpu=plan.clips_per_gpu,
         processes_on_device=sharing,
@@ -337,13 +308,15 @@ def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -
 
 def _step_time(prepared: Prepared, run: Run) -> str:
     """Seconds of one measured step, with its reading, and what the run will take at that pace."""
-    loader = _train_loader(prepared, run, 0)
+    times = prepared.plan.accumulation
+    loader = train_batches(prepared, run.world, run.report, 0, 1)
     started = time.monotonic()
-    batch = next(loader)
+    batches = [next(loader) for _ in range(times)]
     read = time.monotonic() - started
-    train_step(run, batch, 0)  # the first step also allocates and tunes
+    set_training(run.model, run.trained.network, run.frozen)
+    train_step(run, batches, 0)  # the first step also allocates and tunes
     started = time.monotonic()
-    train_step(run, batch, 1)
+    train_step(run, batches, 1)
     step = time.monotonic() - started
     seconds = prepared.plan.iterations * step
     return (

@@ -87,12 +87,14 @@ class ClipBatch(NamedTuple):
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Which samples each step takes: a slice of one endless stream.
 
-    Position p of the stream is entry p mod N of a permutation that (seed, p div N) decides. Step s
-    takes B = clips_per_gpu * world_size positions from s * B on, and each rank a slice of those.
-    So no sample is lost or repeated at an epoch's end or on resuming, and the order does not
-    depend on workers, nor, for the same B, on the number of ranks.
+    Position p of the stream is entry p mod N of a permutation that (seed, p div N) decides. An
+    iteration takes B = clips_per_gpu * accumulation * world_size positions, one iteration after
+    the other, and each rank a slice of those, which its ``accumulation`` steps share. So no sample
+    is lost or repeated at an epoch's end or on resuming, and the order does not depend on workers,
+    nor, for the same B, on the number of ranks.
 
     Args:
+        accumulation: steps of an iteration.
         order: gives the permutation, (N,) int64, by (seed, epoch); :func:`epoch_order` where None.
 
     Yields:
@@ -109,8 +111,10 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         first_step: int,
         last_step: int,
+        accumulation: int = 1,
         order: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
+        self._accumulation = accumulation
         self._num_videos = num_videos
         self._order = order or partial(epoch_order, num_videos)
         self.clips_per_gpu = clips_per_gpu
@@ -126,7 +130,9 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in self._steps:
             keys = []
-            start = (step * self._world_size + self._rank) * self.clips_per_gpu
+            iteration, part = divmod(step, self._accumulation)
+            slice_of_rank = iteration * self._world_size + self._rank
+            start = (slice_of_rank * self._accumulation + part) * self.clips_per_gpu
             for position in range(start, start + self.clips_per_gpu):
                 if position // self._num_videos != epoch:
                     epoch = position // self._num_videos

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from videogn.data.dataset import VideoViews
 from videogn.data.transforms import normalize
 from videogn.engine.metrics import label_ranks, topk_percent
-from videogn.engine.trainer import autocast
+from videogn.engine.validation import autocast
 from videogn.errors import RunError
 
 

@@ -1,11 +1,13 @@
 """SGD, its parameter groups and its learning rate as a function of the iteration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from videogn.config import TrainConfig
 from videogn.models.norm import norm_parameters
 
 WARMUP_START = 0.1
@@ -35,10 +37,48 @@ class StepSchedule:
         """The learning rate of the step that follows ``iteration`` finished ones."""
         drops = sum(iteration >= milestone for milestone in self.milestones)
         rate = self.learning_rate * self.gamma**drops
-        if iteration >= self.warmup_iterations:
-            return rate
-        progress = iteration / self.warmup_iterations
-        return rate * (WARMUP_START + (1 - WARMUP_START) * progress)
+        return rate * _warmup(iteration, self.warmup_iterations)
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """Half a cosine wave from the learning rate to 0, with optional linear warm-up.
+
+    Attributes:
+        learning_rate: where the wave starts.
+        iterations: where it ends.
+    """
+
+    learning_rate: float
+    iterations: int
+    warmup_iterations: int
+
+    def at(self, iteration: int) -> float:
+        """The learning rate of the step that follows ``iteration`` finished ones."""
+        rate = self.learning_rate * (1 + math.cos(math.pi * iteration / self.iterations)) / 2
+        return rate * _warmup(iteration, self.warmup_iterations)
+
+
+def _warmup(iteration: int, warmup_iterations: int) -> float:
+    """The share of the learning rate that warm-up leaves."""
+    if iteration >= warmup_iterations:
+        return 1.0
+    return WARMUP_START + (1 - WARMUP_START) * iteration / warmup_iterations
+
+
+Schedule = StepSchedule | CosineSchedule
+
+
+def make_schedule(train: TrainConfig, learning_rate: float) -> Schedule:
+    """The schedule of a recipe whose learning rate has been scaled to ``learning_rate``."""
+    if train.schedule == "cosine":
+        return CosineSchedule(learning_rate, train.iterations, train.warmup_iterations)
+    return StepSchedule(
+        learning_rate=learning_rate,
+        milestones=milestone_iterations(train.iterations, train.lr_milestones),
+        gamma=train.lr_gamma,
+        warmup_iterations=train.warmup_iterations,
+    )
 
 
 def milestone_iterations(iterations: int, shares: Sequence[float]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videogn.config import TrainConfig
-from videogn.engine.optim import StepSchedule, milestone_iterations, scale_learning_rate
+from videogn.engine.optim import Schedule, make_schedule, scale_learning_rate
 from videogn.errors import RunError
 
 BATCH_TOLERANCE = 1.5
@@ -31,14 +31,15 @@ class TrainPlan:
     clips_per_gpu: int
     world_size: int
     iterations: int
-    schedule: StepSchedule
+    schedule: Schedule
     base_lr: float
     base_batch: int
+    accumulation: int = 1
 
     @property
     def global_batch(self) -> int:
         """Clips per iteration over all processes."""
-        return self.clips_per_gpu * self.world_size
+        return self.clips_per_gpu * self.world_size * self.accumulation
 
     @property
     def epochs(self) -> float:
@@ -96,14 +97,9 @@ class TrainPlan:
 def make_plan(train: TrainConfig, *, num_videos: int, world_size: int) -> TrainPlan:
     """Work out a run's numbers from its recipe, its list and its number of processes."""
     learning_rate = scale_learning_rate(
-        train.base_lr, train.base_batch, train.clips_per_gpu * world_size
+        train.base_lr, train.base_batch, train.clips_per_gpu * world_size * train.accumulation
     )
-    schedule = StepSchedule(
-        learning_rate=learning_rate,
-        milestones=milestone_iterations(train.iterations, train.lr_milestones),
-        gamma=train.lr_gamma,
-        warmup_iterations=train.warmup_iterations,
-    )
+    schedule = make_schedule(train, learning_rate)
     return TrainPlan(
         num_videos=num_videos,
         clips_per_gpu=train.clips_per_gpu,
@@ -112,6 +108,7 @@ def make_plan(train: TrainConfig, *, num_videos: int, world_size: int) -> TrainP
         schedule=schedule,
         base_lr=train.base_lr,
         base_batch=train.base_batch,
+        accumulation=train.accumulation,
     )
 
 

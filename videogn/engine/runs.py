@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,20 @@ import yaml
 
 from videogn.config import Config
 from videogn.config_files import differences, from_tree, to_yaml
+from videogn.data.list_checks import VideoRecord
+from videogn.engine.checkpoint import LAST, Checkpoints
 from videogn.errors import RunError
-from videogn.files import write_text
+from videogn.files import free_space, write_text
+from videogn.models.weights import few
 
 HARMLESS = frozenset(
     {
+        # The lists themselves are compared, wherever they are read.
+        "data.allow_outside_root",
+        "data.format",
+        "data.root",
+        "data.train",
+        "data.val",
         "data.index",  # the same frames; only damage outside of clips is noticed or not
         "data.num_workers",
         "data.pixels",  # the same frames, but for roundings
@@ -27,15 +36,24 @@ HARMLESS = frozenset(
         "test.num_crops",
         "test.protocol",
         "test.views_per_pass",
+        # Their product is compared; what it is shared among may change.
+        "train.accumulation",
+        "train.clips_per_gpu",
         "train.checkpoint_interval",
+        "train.iterations",  # longer: shorter than what is done is refused
+        "train.keep_checkpoints",
         "train.log_interval",
+        "train.log_samples",
         "train.max_failed_fraction",
+        "train.timeout",
     }
 )
-"""Keys that may change when a run goes on: no weight depends on them."""
+"""Keys that may change when a run goes on."""
 
 
-OWN_NAMES = frozenset({"config.yaml", "log.jsonl", "checkpoints"})
+OWN_NAMES = frozenset(
+    {"config.yaml", "log.jsonl", "checkpoints", "lists", "run.lock", "preempted.json"}
+)
 """What a run that has not come to its first checkpoint may have left."""
 
 
@@ -56,14 +74,33 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     @property
+    def lock(self) -> Path:
+        """Held while a process trains here."""
+        return self.path / "run.lock"
+
+    @property
+    def preempted(self) -> Path:
+        """Left by a run that a signal stopped and that goes on when it is started again."""
+        return self.path / "preempted.json"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """What the run may go on from."""
+        return Checkpoints(self.path / "checkpoints")
+
+    def videos(self, key: str) -> Path:
+        """The videos of the list ``train`` or ``val`` that the run began with."""
+        return self.path / "lists" / f"{key}.jsonl"
+
+    @property
     def last(self) -> Path:
         """Newest checkpoint, with the optimizer's state."""
-        return self.path / "checkpoints" / "last.safetensors"
+        return self.checkpoints.folder / LAST
 
     @property
     def best(self) -> Path:
         """Weights of the best validation so far."""
-        return self.path / "checkpoints" / "best.safetensors"
+        return self.checkpoints.folder / "best.safetensors"
 
     @property
     def holds_run(self) -> bool:
@@ -72,7 +109,7 @@ class RunFolder:
         Without one there is nothing to lose: a run that failed to start may be started again
         with another config.
         """
-        return self.last.exists() or self.best.exists()
+        return bool(self.checkpoints.newest_first()) or self.best.exists()
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:
@@ -94,16 +131,65 @@ def check_folder(folder: RunFolder, config: Config) -> None:
             )
 
 
-def claim(folder: RunFolder, config: Config) -> None:
+def claim(folder: RunFolder, config: Config, lists: Mapping[str, Sequence[VideoRecord]]) -> None:
     """Make ``folder`` the home of ``config``'s run, unless it is already.
 
+    Args:
+        lists: the videos of ``train`` and, where there are any, ``val``.
+
     Raises:
-        RunError: as :func:`check_folder`, or the folder cannot be written.
+        RunError: as :func:`check_folder` and :func:`check_lists`, or the folder cannot be written.
     """
     check_folder(folder, config)
+    check_lists(folder, lists)
+    folder.preempted.unlink(missing_ok=True)
+    folder.checkpoints.drop_halves()
     if not folder.holds_run:
         folder.log.unlink(missing_ok=True)
-        write_text(folder.config, to_yaml(config))
+        for key, records in lists.items():
+            write_text(folder.videos(key), _listing(records))
+    # What may change is written down too: the config is that of the last start.
+    write_text(folder.config, to_yaml(config))
+
+
+def check_lists(folder: RunFolder, lists: Mapping[str, Sequence[VideoRecord]]) -> None:
+    """Refuse lists that are not those a run began with.
+
+    Raises:
+        RunError: naming what is gone, new, labelled otherwise or in another order.
+    """
+    if not folder.holds_run:
+        return
+    for key in ("train", "val"):
+        path, new = folder.videos(key), _listing(lists.get(key, ()))
+        old = path.read_text(encoding="utf-8") if path.is_file() else None
+        # Runs of earlier versions have not written them down.
+        if old is None and not any(folder.videos(k).is_file() for k in ("train", "val")):
+            return
+        if (old or "") != new:
+            raise RunError(
+                f"{folder.path}: data.{key} is not the list that the run began with: "
+                f"{_list_changes(old or '', new)}; restore it, or choose another out="
+            )
+
+
+def _listing(records: Sequence[VideoRecord]) -> str:
+    return "".join(json.dumps([record.name, record.label]) + "\n" for record in records)
+
+
+def _list_changes(old: str, new: str) -> str:
+    was, now = (dict(map(json.loads, text.splitlines())) for text in (old, new))
+    changes = {
+        "gone": [name for name in was if name not in now],
+        "new": [name for name in now if name not in was],
+        "with another label": [
+            f"{name} ({was[name]} -> {label})"
+            for name, label in now.items()
+            if name in was and was[name] != label
+        ],
+    }
+    told = [f"{len(names)} {what}: {few(names)}" for what, names in changes.items() if names]
+    return "; ".join(told) or "the order of its videos differs"
 
 
 def _check_same_run(folder: RunFolder, config: Config) -> None:
@@ -111,7 +197,7 @@ def _check_same_run(folder: RunFolder, config: Config) -> None:
         raise RunError(
             f"{folder.path}: holds a run already; choose another out=, or resume=auto to go on"
         )
-    if not folder.last.exists():
+    if not folder.checkpoints.newest_first():
         raise RunError(
             f"{folder.path}: holds {folder.best.relative_to(folder.path)} and no last checkpoint "
             "to go on from; choose another out="
@@ -138,24 +224,34 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def cut_after(self, iteration: int) -> None:
-        """Drop what a killed run wrote after its last checkpoint, for it will be written again."""
+    def cut_after(self, iteration: int, limits: Mapping[str, int]) -> None:
+        """Drop what a killed run wrote after its last checkpoint, for it will be written again.
+
+        Args:
+            iteration: the checkpoint's.
+            limits: earlier iterations for some kinds of entries.
+        """
         if not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _iteration_of(line) <= iteration]
-        write_text(self._path, "".join(kept))
+        write_text(self._path, "".join(line for line in lines if _stays(line, iteration, limits)))
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one entry."""
-        line = json.dumps({"kind": kind, **values}, allow_nan=False) + "\n"
+        self.write_all([(kind, values)])
+
+    def write_all(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Append several entries."""
+        lines = [json.dumps({"kind": kind, **values}, allow_nan=False) for kind, values in entries]
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
+                file.writelines(f"{line}\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RunError(f"{self._path}: cannot be written: {error.strerror}") from error
+            raise RunError(
+                f"{self._path}: cannot be written: {error.strerror}{free_space(self._path)}"
+            ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -169,8 +265,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _iteration_of(line: str) -> float:
+def _stays(line: str, iteration: int, limits: Mapping[str, int]) -> bool:
     try:
-        return float(json.loads(line).get("iteration", 0))
-    except (json.JSONDecodeError, AttributeError):
-        return float("inf")
+        entry = json.loads(line)
+        return bool(entry.get("iteration", 0) <= limits.get(entry.get("kind"), iteration))
+    except (json.JSONDecodeError, AttributeError, TypeError):
+        return False

@@ -1,38 +1,63 @@
-"""Training: the step, the loop around it, validation and what is written."""
+"""Training: the step, the loop around it and what is saved when."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videogn.config import TrainConfig
 from videogn.data.loader import ClipBatch
 from videogn.data.transforms import normalize
-from videogn.distributed import World, broadcast_buffers, gather_over_ranks, sum_over_ranks
-from videogn.engine.checkpoint import TrainingState, save_checkpoint
-from videogn.engine.metrics import Tally
+from videogn.distributed import World, gather_over_ranks, sum_over_ranks
+from videogn.engine.checkpoint import Trained, TrainingState, save_checkpoint, save_weights
+from videogn.engine.meter import Meter
+from videogn.engine.mixing import Mixing
 from videogn.engine.optim import set_learning_rate
 from videogn.engine.plan import TrainPlan
+from videogn.engine.precise_bn import Buffers
 from videogn.engine.runs import RunFolder, RunLog
+from videogn.engine.validation import Validation, autocast, report_validation
 from videogn.errors import RunError
 from videogn.models.norm import use_native_sync
 from videogn.models.spec import WeightInfo
 
-MIN_TOLERATED_FAILURES = 1
-"""One unreadable video never stops a run, however short the list."""
+
+def _no_stop() -> bool:
+    return False
+
+
+def _nothing_to_refresh() -> bool:
+    return True
+
+
+def _no_stage(stage: str, iteration: int) -> None:
+    del stage, iteration
 
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same from the first to the last step of a run."""
+    """What stays the same from the first to the last step of a run.
 
-    network: nn.Module
+    Attributes:
+        trained: the network and all that changes with it.
+        model: the network as the step calls it: wrapped for several ranks, or compiled.
+        mixing: mixes the clips of a batch, where the recipe wants it.
+        frozen: names of the parts of the network that are not trained.
+        memory_format: of the clips, and of the network's weights.
+        name_of: a training video's name by its place in the list.
+        stop_asked: whether a signal has asked this process to stop.
+        stage: is told what the process is about to do, and in which iteration.
+        refresh_statistics: makes BN's stored statistics those of the present weights; tells
+            whether it came to an end before a rank was asked to stop.
+    """
+
+    trained: Trained
     model: nn.Module
-    optimizer: torch.optim.SGD
     info: WeightInfo
     plan: TrainPlan
     recipe: TrainConfig
@@ -40,74 +65,232 @@ class Run:
     folder: RunFolder
     seed: int
     report: Callable[[str], None]
+    memory_format: torch.memory_format = torch.contiguous_format
+    name_of: Callable[[int], str] = str
+    mixing: Mixing | None = None
+    frozen: tuple[str, ...] = ()
+    stop_asked: Callable[[], bool] = _no_stop
+    stage: Callable[[str, int], None] = _no_stage
+    refresh_statistics: Callable[[], bool] = _nothing_to_refresh
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Accuracy over a validation list, and (path, reason) of each video that counts as wrong."""
+class Step:
+    """What came out of a step.
 
-    tally: Tally
-    failures: list[tuple[str, str]]
-
-
-def train_step(run: Run, batch: ClipBatch, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One update of the weights.
-
-    Returns:
-        loss () and logits (B, K) of the batch before the update, labels (B,) int64.
+    Attributes:
+        loss: () mean over the clips of this rank.
+        logits: (B, K) before the update.
+        labels: (B,) int64.
+        updated: whether the weights were updated: not where a rank's loss is not finite.
+        stop: whether a rank was asked to stop.
     """
-    device = run.world.device
-    set_learning_rate(run.optimizer, run.plan.schedule.at(iteration))
-    # Dropout becomes a function of seed, step and rank: a resumed run draws what an unbroken one
-    # draws, and no generator's state has to be stored.
-    torch.manual_seed(step_seed(run.seed, iteration, run.world.rank))
 
+    loss: Tensor
+    logits: Tensor
+    labels: Tensor
+    updated: bool
+    stop: bool
+
+
+def train_step(run: Run, batches: Sequence[ClipBatch], iteration: int) -> Step:
+    """One update of the weights, by the gradients of all ``batches`` of all ranks.
+
+    Where the loss of any rank is not finite no rank updates.
+    """
+    optimizer, scaler = run.trained.optimizer, run.trained.scaler
+    set_learning_rate(optimizer, run.plan.schedule.at(iteration))
+    optimizer.zero_grad(set_to_none=True)
+    loss, logits, labels = _gradients(run, batches, iteration)
+    finite, stop = _agree(torch.isfinite(loss) & _bounded_gradients(run), run.stop_asked())
+    if finite:
+        scaler.step(optimizer)
+        scaler.update()
+        if run.trained.average is not None:
+            run.trained.average.update_parameters(run.trained.network)
+    return Step(loss, logits, labels, finite, stop)
+
+
+def _gradients(
+    run: Run, batches: Sequence[ClipBatch], iteration: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add up the gradients of one batch after the other; ranks exchange them with the last."""
+    losses, logits, labels = [], [], []
+    for number, batch in enumerate(batches):
+        is_last = number == len(batches) - 1
+        # Dropout and mixing become functions of seed, step and rank: a resumed run draws what an
+        # unbroken one draws, and no generator's state has to be stored.
+        torch.manual_seed(step_seed(run.seed, iteration * len(batches) + number, run.world.rank))
+        with nullcontext() if is_last else _no_exchange(run.model):
+            part, scores, truth = _forward(run, batch)
+            run.trained.scaler.scale(part / len(batches)).backward()  # type: ignore[no-untyped-call]
+        losses.append(part.detach())
+        logits.append(scores.detach())
+        labels.append(truth)
+    return torch.stack(losses).mean(), torch.cat(logits), torch.cat(labels)
+
+
+def _forward(run: Run, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+    device, recipe = run.world.device, run.recipe
     clips = normalize(batch.clips_on(device), run.info.mean, run.info.std)
+    clips = clips.contiguous(memory_format=run.memory_format)
     labels = batch.labels.to(device, non_blocking=True)
-    with autocast(device, run.recipe.precision):
+    targets = labels
+    if run.mixing is not None:
+        clips, targets = run.mixing(clips, labels)
+    with autocast(device, recipe.precision):
         logits = run.model(clips)
-    loss = F.cross_entropy(logits.float(), labels)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+    return loss, logits, labels
 
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
-    return loss.detach(), logits.detach().float(), labels
+
+def _no_exchange(model: nn.Module) -> "nullcontext[None]":
+    # A compiled model passes the attribute of the wrapped one on.
+    return model.no_sync() if hasattr(model, "no_sync") else nullcontext()  # type: ignore[operator]
+
+
+def _bounded_gradients(run: Run) -> Tensor:
+    """Clip the gradients where the recipe wants it, and tell whether all are finite, () bool.
+
+    fp16's loss scale has a step of infinite gradients of its own, which it passes over.
+    """
+    recipe, scaler = run.recipe, run.trained.scaler
+    if scaler.is_enabled() and recipe.clip_norm is None:
+        return torch.tensor(True, device=run.world.device)
+    scaler.unscale_(run.trained.optimizer)
+    parameters = [p for p in run.trained.network.parameters() if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if recipe.clip_norm is not None:
+        clip_grads_with_norm_(parameters, recipe.clip_norm, norm)
+    return torch.isfinite(norm) | torch.tensor(scaler.is_enabled(), device=norm.device)
+
+
+def _agree(finite: Tensor, stop: bool) -> tuple[bool, bool]:
+    """Whether all ranks' numbers are finite, and whether any rank was asked to stop."""
+    status = torch.stack([(~finite).double(), torch.full_like(finite, stop).double()])
+    broken, stops = sum_over_ranks(status).tolist()
+    return broken == 0, stops > 0
 
 
 def train(
     run: Run,
     state: TrainingState,
     batches: Iterator[ClipBatch],
-    validate_now: Callable[[], Validation] | None,
+    validate_now: Callable[[], Validation | None] | None,
 ) -> TrainingState:
-    """Run the steps from ``state`` to the end of the plan.
+    """Run the steps from ``state`` to the end of the plan, or until a signal asks to stop.
 
     Args:
-        batches: one batch per remaining step, from ``state.iteration`` on.
-        validate_now: validation accuracy of the present weights, where there is a list for it.
+        batches: of the remaining steps, from ``state.iteration`` on.
+        validate_now: validation accuracy of the present weights, where there is a list for it;
+            None where it was asked to stop before it came to the end.
+
+    Returns:
+        Where the run stands; it is saved.
 
     Raises:
-        RunError: the loss is not finite, or too many videos cannot be decoded.
+        RunError: a loss is not finite, too many videos cannot be decoded, or a file cannot be
+            written.
     """
-    meter = _Meter(run, state.iteration)
     log = RunLog(run.folder.log) if run.world.is_main else None
-    run.model.train()
-    for iteration in range(state.iteration, run.plan.iterations):
-        batch = meter.timed_next(batches)
-        loss, logits, labels = train_step(run, batch, iteration)
-        meter.add(loss, logits, labels, batch.failures)
-        done = iteration + 1
-        state = replace(state, iteration=done)
-        at_end = done == run.plan.iterations
-        validates = validate_now is not None and (at_end or done % run.recipe.val_interval == 0)
-        saves = validates or at_end or done % run.recipe.checkpoint_interval == 0
-        if saves or done % run.recipe.log_interval == 0:
-            state = meter.flush(state, log)
-        if validates and validate_now is not None:
-            state = _validate(run, state, log, validate_now)
-        if saves and run.world.is_main:
-            save_checkpoint(run.folder.last, run.network, run.info, state, run.optimizer)
+    meter = Meter(run.plan, run.recipe, run.world, run.report, log, state)
+    buffers, stop = Buffers(run.trained.network), False
+    set_training(run.model, run.trained.network, run.frozen)
+    if state.settled < state.iteration:
+        # Stopped between a step and what follows it.
+        state, stop = _milestone(run, meter, state, validate_now)
+    while state.iteration < run.plan.iterations and not stop:
+        iteration = state.iteration
+        run.stage("reading", iteration)
+        parts = [meter.timed_next(batches) for _ in range(run.plan.accumulation)]
+        run.stage("step", iteration)
+        buffers.keep()
+        step = train_step(run, parts, iteration)
+        if not step.updated:
+            buffers.restore()
+            _end_at_numbers(run, meter, state, step, parts)
+        meter.add(step.loss, step.logits, step.labels, parts, iteration + 1)
+        state, stop = replace(state, iteration=iteration + 1), step.stop
+        if not stop:
+            state, stop = _milestone(run, meter, state, validate_now)
+    return _saved(run, meter, state) if stop else state
+
+
+def _milestone(
+    run: Run,
+    meter: Meter,
+    state: TrainingState,
+    validate_now: Callable[[], Validation | None] | None,
+) -> tuple[TrainingState, bool]:
+    """Report, validate and save where the recipe wants it after this iteration.
+
+    Returns:
+        The state, and whether it was asked to stop before all of it was done.
+    """
+    done, recipe = state.iteration, run.recipe
+    at_end = done == run.plan.iterations
+    validates = validate_now is not None and (at_end or done % recipe.val_interval == 0)
+    saves = validates or at_end or done % recipe.checkpoint_interval == 0
+    if validates or at_end or done % recipe.log_interval == 0:
+        state = meter.flush(state)
+    if not saves:
+        return state, False
+    run.stage("validation" if validates else "saving", done)
+    if not run.refresh_statistics():
+        return state, True
+    if validates and validate_now is not None:
+        validation = validate_now()
+        if validation is None:
+            return state, True
+        state, best = report_validation(validation, state, run.folder, meter.log, run.report)
+        if best and run.world.is_main:
+            save_weights(run.folder.best, run.trained, run.info, state)
+    set_training(run.model, run.trained.network, run.frozen)
+    return _saved(run, meter, replace(state, settled=done)), False
+
+
+def _saved(run: Run, meter: Meter, state: TrainingState) -> TrainingState:
+    """Write a checkpoint of a state; every rank brings its part of it."""
+    run.stage("saving", state.iteration)
+    state = replace(meter.collect(state), scaler=run.trained.scaler.state_dict())
+    if run.world.is_main:
+        checkpoints, keep = run.folder.checkpoints, run.recipe.keep_checkpoints
+        save_checkpoint(checkpoints, run.trained, run.info, state, keep)
     return state
+
+
+def _end_at_numbers(
+    run: Run, meter: Meter, state: TrainingState, step: Step, batches: Sequence[ClipBatch]
+) -> None:
+    """Save the state before a step whose numbers are not finite, and say which clips it had.
+
+    Raises:
+        RunError: always.
+    """
+    loss = float(step.loss)
+    names = [run.name_of(int(place)) for batch in batches for place in batch.places]
+    found = gather_over_ranks((loss, names))
+    _saved(run, meter, state)
+    ill = [i for i, (value, _) in enumerate(found) if not torch.isfinite(torch.tensor(value))]
+    what = "the loss is" if ill else "the loss is finite and its gradients are"
+    lines = "".join(
+        f"\n  - rank {rank}, loss {found[rank][0]:g}: {', '.join(found[rank][1])}"
+        for rank in ill or range(len(found))
+    )
+    raise RunError(
+        f"{run.folder.path}: {what} not finite at iteration {state.iteration + 1:,}; the weights "
+        f"before it are saved in {run.folder.checkpoints.path_of(state.iteration).name}. Look at "
+        "these clips, or lower train.base_lr or lengthen train.warmup_iterations in a new "
+        f"out=:{lines}"
+    )
+
+
+def set_training(model: nn.Module, network: nn.Module, frozen: Sequence[str]) -> None:
+    """Put a model into training, but for the parts of its network that are frozen."""
+    model.train()
+    for name in frozen:
+        network.get_submodule(name).eval()
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:
@@ -116,11 +299,6 @@ def step_seed(seed: int, iteration: int, rank: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) % 2**64
     return (value ^ (value >> 31)) >> 1
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast of the forward pass, or none."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
@@ -136,188 +314,7 @@ def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
         gradient_as_bucket_view=True,
-    )
-
-
-def validate(
-    network: nn.Module,
-    batches: Iterable[ClipBatch],
-    info: WeightInfo,
-    world: World,
-    precision: str,
-) -> Validation:
-    """Loss and accuracy over one clip per video, every video once, summed over the ranks.
-
-    Args:
-        batches: this rank's clips.
-    """
-    tally, failures = Tally.empty(world.device), []
-    broadcast_buffers(network)
-    network.eval()
-    with torch.inference_mode():
-        for batch in batches:
-            tally = tally.add_failed(len(batch.failures))
-            failures += batch.failures
-            if len(batch.labels) == 0:
-                continue
-            clips = normalize(batch.clips_on(world.device), info.mean, info.std)
-            labels = batch.labels.to(world.device)
-            with autocast(world.device, precision):
-                logits = network(clips).float()
-            tally = tally.add(F.cross_entropy(logits, labels), logits, labels)
-    network.train()
-    everywhere = [failure for part in gather_over_ranks(failures) for failure in part]
-    return Validation(Tally(sum_over_ranks(tally.sums)), sorted(everywhere))
-
-
-def _validate(
-    run: Run, state: TrainingState, log: RunLog | None, validate_now: Callable[[], Validation]
-) -> TrainingState:
-    started = time.monotonic()
-    validation = validate_now()
-    tally = validation.tally
-    _check_validation(run, state, validation)
-    best = tally.top1 > state.best_top1
-    state = replace(state, best_top1=max(tally.top1, state.best_top1))
-    if log is None:
-        return state
-    seconds = time.monotonic() - started
-    for path, reason in validation.failures:
-        run.report(f"warning: counted as wrong: {path}: {reason}")
-        values = {"iteration": state.iteration, "path": path, "reason": reason}
-        log.write("failed_val_video", values)
-    run.report(
-        f"validation at {state.iteration:,}: top-1 {tally.top1:.2f} %  top-5 {tally.top5:.2f} %  "
-        f"loss {tally.loss:.4f}  ({tally.num_clips} videos, one clip each, {seconds:.0f} s)"
-        f"{'  best so far' if best else ''}"
-    )
-    log.write(
-        "val",
-        {
-            "iteration": state.iteration,
-            "top1": tally.top1,
-            "top5": tally.top5,
-            "loss": tally.loss,
-            "num_videos": tally.num_clips,
-            "seconds": round(seconds, 3),
-        },
-    )
-    if best:
-        save_checkpoint(run.folder.best, run.network, run.info, state)
-    return state
-
-
-def _check_validation(run: Run, state: TrainingState, validation: Validation) -> None:
-    if not torch.isfinite(validation.tally.sums).all():
-        raise RunError(
-            f"{run.folder.path}: the validation loss at iteration {state.iteration} is not finite; "
-            "the checkpoint before is kept. Lower train.base_lr or lengthen "
-            "train.warmup_iterations"
-        )
-    if len(validation.failures) == validation.tally.num_clips:
-        path, reason = validation.failures[0]
-        raise RunError(
-            f"not one of the {validation.tally.num_clips} validation videos can be read; mend "
-            f"data.val: {path}: {reason}"
-        )
-
-
-class _Meter:
-    """Adds up what happened since the last progress line."""
-
-    def __init__(self, run: Run, iteration: int) -> None:
-        self._run = run
-        self._first = iteration
-        self._started = time.monotonic()
-        self._begin(iteration)
-
-    def _begin(self, iteration: int) -> None:
-        self._since = iteration
-        self._tally = Tally.empty(self._run.world.device)
-        self._failures: list[tuple[str, str]] = []
-        self._waited = 0.0
-        self._clock = time.monotonic()
-
-    def timed_next(self, batches: Iterator[ClipBatch]) -> ClipBatch:
-        """The next batch, counting the time spent waiting for it."""
-        before = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - before
-        return batch
-
-    def add(
-        self,
-        loss: Tensor,
-        logits: Tensor,
-        labels: Tensor,
-        failures: list[tuple[str, str]],
-    ) -> None:
-        """Count one step."""
-        self._tally = self._tally.add(loss, logits, labels)
-        self._failures += failures
-
-    def flush(self, state: TrainingState, log: RunLog | None) -> TrainingState:
-        """Sum over the ranks, check, report; every rank comes here at the same iterations."""
-        run, iteration = self._run, state.iteration
-        if iteration == self._since:
-            return state
-        tally = Tally(sum_over_ranks(self._tally.sums))
-        state = self._count_failures(state, log)
-        if not torch.isfinite(tally.sums).all():
-            raise RunError(
-                f"{run.folder.path}: the loss is not finite between iterations {self._since + 1} "
-                f"and {iteration}; nothing was saved since the checkpoint before. "
-                "Lower train.base_lr or lengthen train.warmup_iterations"
-            )
-        seconds = time.monotonic() - self._clock
-        speed = float(tally.sums[3]) / seconds
-        pace = (time.monotonic() - self._started) / (iteration - self._first)
-        remaining = (run.plan.iterations - iteration) * pace
-        if log is not None:
-            values = {
-                "iteration": iteration,
-                "epoch": iteration * run.plan.global_batch / run.plan.num_videos,
-                "loss": tally.loss,
-                "top1": tally.top1,
-                "lr": run.plan.schedule.at(iteration - 1),
-                "clips_per_second": round(speed, 3),
-                "data_wait": round(self._waited / seconds, 4),
-                "eta_seconds": round(remaining),
-            }
-            log.write("train", values)
-            run.report(_progress_line(values, run.plan.iterations))
-        self._begin(iteration)
-        return state
-
-    def _count_failures(self, state: TrainingState, log: RunLog | None) -> TrainingState:
-        known = dict(state.failed_videos)
-        new = dict(pair for part in gather_over_ranks(self._failures) for pair in part)
-        for path in sorted(new.keys() - known.keys()):
-            known[path] = new[path]
-            if log is not None:
-                self._run.report(f"warning: replaced {path}: {new[path]}")
-                log.write(
-                    "failed_video",
-                    {"iteration": state.iteration, "path": path, "reason": new[path]},
-                )
-        num_videos, share = self._run.plan.num_videos, self._run.recipe.max_failed_fraction
-        allowed = max(MIN_TOLERATED_FAILURES, share * num_videos)
-        if len(known) > allowed:
-            lines = "".join(f"\n  - {path}: {reason}" for path, reason in list(known.items())[:20])
-            raise RunError(
-                f"{len(known)} of {num_videos} training videos cannot be decoded, more than "
-                f"train.max_failed_fraction={share:g} allows; "
-                f"mend the list or raise it:{lines}"
-            )
-        return replace(state, failed_videos=known)
-
-
-def _progress_line(values: dict[str, float], iterations: int) -> str:
-    eta = int(values["eta_seconds"])
-    return (
-        f"iter {values['iteration']:,}/{iterations:,}  epoch {values['epoch']:.2f}  "
-        f"loss {values['loss']:.4f}  top-1 {values['top1']:.1f} %  lr {values['lr']:.2e}  "
-        f"{values['clips_per_second']:.1f} clips/s  data wait {100 * values['data_wait']:.0f} %  "
-        f"eta {eta // 3600}:{eta // 60 % 60:02}:{eta % 60:02}"
+        static_graph=True,
     )

@@ -7,7 +7,7 @@ same kind of file, with the optimizer's tensors beside the network's.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ FORMAT_VERSION = 1
 METADATA_KEY = "videogn"
 OPTIMIZER_PREFIX = "optimizer/"
 """Tensors whose name begins so are the optimizer's state."""
+AVERAGE_PREFIX = "average/"
+"""Tensors whose name begins so are a moving average of the network's."""
 
 OTHER_SUFFIXES = (".bin", ".ckpt", ".npz", ".onnx", ".pkl", ".pt", ".pt2", ".pth", ".pyth", ".tar")
 """Endings that name files of other kinds."""
@@ -38,10 +40,12 @@ class WeightFile:
     Attributes:
         path: where it was read.
         info: what it says about its weights.
-        state: the network's tensors by parameter name.
+        state: the network's tensors by parameter name: where the file holds a moving average of
+            them, the average, as that is what was validated.
         optimizer: the optimizer's tensors, their names beginning with ``optimizer/``.
         training: what the trainer kept, in trainer checkpoints only.
         sha256: hash of the whole file.
+        not_averaged: the tensors that training goes on with, where ``state`` is their average.
     """
 
     path: Path
@@ -50,6 +54,11 @@ class WeightFile:
     optimizer: dict[str, Tensor]
     training: dict[str, Any] | None
     sha256: str
+    not_averaged: dict[str, Tensor] | None = None
+
+    def trained(self) -> "WeightFile":
+        """The same file with the tensors that training goes on with."""
+        return self if self.not_averaged is None else replace(self, state=self.not_averaged)
 
 
 def check_file_name(path: Path) -> None:
@@ -107,8 +116,15 @@ def read_weights(path: str | Path) -> WeightFile:
     _check_content(path, description, tensors)
     _check_finite(path, tensors)
     optimizer = {name: t for name, t in tensors.items() if name.startswith(OPTIMIZER_PREFIX)}
-    state = {name: t for name, t in tensors.items() if name not in optimizer}
-    return WeightFile(path, info, state, optimizer, training, sha256_of(path))
+    average = {
+        name.removeprefix(AVERAGE_PREFIX): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(AVERAGE_PREFIX)
+    }
+    prefixes = (OPTIMIZER_PREFIX, AVERAGE_PREFIX)
+    plain = {name: t for name, t in tensors.items() if not name.startswith(prefixes)}
+    state, not_averaged = (average, plain) if average else (plain, None)
+    return WeightFile(path, info, state, optimizer, training, sha256_of(path), not_averaged)
 
 
 def read_info(path: str | Path) -> WeightInfo:
@@ -120,6 +136,17 @@ def read_info(path: str | Path) -> WeightInfo:
     path = Path(path)
     description, _ = _read(path, with_tensors=False)
     return _parse(path, description)[0]
+
+
+def read_training(path: str | Path) -> dict[str, Any] | None:
+    """What the trainer kept, from the file's header; the content is not checked.
+
+    Raises:
+        WeightError: the file is missing, of another kind or cut off.
+    """
+    path = Path(path)
+    description, _ = _read(path, with_tensors=False)
+    return _parse(path, description)[1]
 
 
 def load_model(path: str | Path) -> nn.Module:
@@ -164,6 +191,49 @@ def load_into(model: nn.Module, spec: NetworkSpec, file: WeightFile) -> None:
     check_spec(spec, file)
     _check_names_and_shapes(file, model)
     model.load_state_dict(file.state)
+
+
+def check_backbone(spec: NetworkSpec, file: WeightFile) -> None:
+    """Refuse a file whose network is not ``spec``, but for the number of its classes.
+
+    Raises:
+        WeightError: naming every difference with both values.
+    """
+    check_spec(replace(spec, num_classes=file.info.spec.num_classes), file)
+
+
+def load_backbone(model: nn.Module, spec: NetworkSpec, file: WeightFile) -> None:
+    """Put the weights of a file into a network that is ``spec``, to fine-tune them.
+
+    Where the numbers of classes differ the classifier stays as it is.
+
+    Raises:
+        WeightError: the file is of another network; nothing has been loaded then.
+    """
+    check_backbone(spec, file)
+    theirs = file.info.spec.num_classes
+    if theirs == spec.num_classes:
+        load_into(model, spec, file)
+        return
+    own = model.state_dict()
+    kept = {
+        name: own[name]
+        if name in own and _is_classifier(own[name], spec, tensor, theirs)
+        else tensor
+        for name, tensor in file.state.items()
+    }
+    load_into(model, spec, replace(file, info=replace(file.info, spec=spec), state=kept))
+
+
+def _is_classifier(own: Tensor, spec: NetworkSpec, stored: Tensor, num_stored: int) -> bool:
+    """Whether two tensors differ in their shape by the number of classes alone."""
+    return (
+        own.ndim > 0
+        and own.shape != stored.shape
+        and own.shape[0] == spec.num_classes
+        and stored.shape[0] == num_stored
+        and own.shape[1:] == stored.shape[1:]
+    )
 
 
 def few(names: Iterable[str], limit: int = MAX_LISTED) -> str:

@@ -1,0 +1,268 @@
+"""What a training run is made of: the network and its optimizer, the loaders, the validation."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from videogn.commands.setup import (
+    PROBE_SAMPLES,
+    build_model,
+    clips_of,
+    planar_room,
+    reading_workers,
+    video_opener,
+)
+from videogn.config import Config, TrainConfig
+from videogn.data.annotations import spread
+from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
+from videogn.data.list_checks import VideoList
+from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
+from videogn.data.shard_order import shard_order
+from videogn.data.transforms import normalize
+from videogn.data.workers import Workers
+from videogn.distributed import World, any_rank
+from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
+from videogn.engine.mixing import make_mixing
+from videogn.engine.optim import build_optimizer
+from videogn.engine.plan import TrainPlan
+from videogn.engine.precise_bn import update_statistics
+from videogn.engine.runs import RunFolder
+from videogn.engine.trainer import Run, set_training, wrap_for_ranks
+from videogn.engine.validation import Validation, autocast, validate
+from videogn.errors import ConfigError
+from videogn.models.spec import NetworkSpec, WeightInfo
+from videogn.models.weights import WeightFile, load_backbone
+from videogn.stopping import stop_request
+
+COPIED_BY_TORCH = ("gn", "ln", "in")
+"""Norms whose kernels on a GPU take contiguous tensors only."""
+VIDEO_FAMILIES = ("i3d", "zoo")
+"""Networks of 3D convolutions."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs that can be checked without building the network."""
+
+    config: Config
+    train_list: VideoList
+    val_list: VideoList | None
+    weights: WeightFile | None
+    info: WeightInfo
+    plan: TrainPlan
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run is."""
+        return RunFolder(Path(self.config.out))
+
+
+def build_run(
+    prepared: Prepared, world: World, resume_from: Path | None, report: Callable[[str], None]
+) -> tuple[Run, TrainingState]:
+    """The network with its weights and all that trains it, and where it stands.
+
+    Args:
+        resume_from: checkpoint to go on from; None to begin.
+    """
+    config, plan = prepared.config, prepared.plan
+    network = build_model(config.model, config.seed)
+    if prepared.weights is not None and resume_from is None:
+        load_backbone(network, prepared.info.spec, prepared.weights)
+    layout = memory_format(config.train, prepared.info.spec, world.device)
+    network.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+    freeze(network, config.train.freeze)
+    trained = _trained(network, config.train, plan, world.device)
+    state = TrainingState(iteration=0, global_batch=plan.global_batch)
+    if resume_from is not None:
+        state = load_checkpoint(resume_from, trained, prepared.info)
+    model = wrap_for_ranks(network, world)
+    train = config.train
+    run = Run(
+        trained=trained,
+        model=_compiled(model) if train.compile else model,
+        info=prepared.info,
+        plan=plan,
+        recipe=train,
+        world=world,
+        folder=prepared.folder,
+        seed=config.seed,
+        report=report,
+        memory_format=layout,
+        name_of=lambda place: prepared.train_list.records[place].name,
+        mixing=make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes),
+        frozen=train.freeze,
+        stop_asked=lambda: stop_request.made,
+        refresh_statistics=_statistics(prepared, trained, world, layout),
+    )
+    return run, state
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return compiled
+
+
+def memory_format(
+    train: TrainConfig, spec: NetworkSpec, device: torch.device
+) -> torch.memory_format:
+    """The order of the network's tensors in memory that a recipe asks for."""
+    chosen = train.memory_format
+    if chosen == "auto":
+        lasts = device.type == "cuda" and spec.norm not in COPIED_BY_TORCH
+        chosen = "channels_last_3d" if lasts and spec.family in VIDEO_FAMILIES else "contiguous"
+    return {
+        "contiguous": torch.contiguous_format,
+        "channels_last_3d": torch.channels_last_3d,
+    }[chosen]
+
+
+def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
+    """Keep parts of a network from being trained.
+
+    Raises:
+        ConfigError: the network has no part of a name, or nothing is left to train.
+    """
+    for name in names:
+        try:
+            network.get_submodule(name).requires_grad_(False)
+        except AttributeError as error:
+            parts = [part for part, _ in network.named_modules() if part.count(".") < 2 and part]
+            raise ConfigError(
+                f"train.freeze: the network has no part {name!r}; its parts are {', '.join(parts)}"
+            ) from error
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError(f"train.freeze={list(names)} leaves nothing to train")
+
+
+def _trained(
+    network: nn.Module, train: TrainConfig, plan: TrainPlan, device: torch.device
+) -> Trained:
+    optimizer = build_optimizer(
+        network,
+        learning_rate=plan.schedule.learning_rate,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        norm_weight_decay=train.norm_weight_decay,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+    average = None
+    if train.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(train.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=rule)
+    return Trained(network, optimizer, scaler, average)
+
+
+def random_clips(config: Config, key: str, device: torch.device) -> RandomClips:
+    """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
+    opener = video_opener(config.data, key)
+    return clips_of(config.clip, opener, planar_room(config.data, device))
+
+
+def train_batches(
+    prepared: Prepared, world: World, report: Callable[[str], None], first: int, last: int
+) -> Iterator[ClipBatch]:
+    """This rank's batches, ``accumulation`` for each of the iterations first … last - 1."""
+    config, times = prepared.config, prepared.plan.accumulation
+    dataset = _train_dataset(prepared, world)
+    keys = [(0, index) for index in spread(range(len(dataset)), PROBE_SAMPLES)]
+    workers = reading_workers(config.data, world, dataset, keys, config.train.clips_per_gpu)
+    where = (
+        "on the device where that is less to send"
+        if planar_room(config.data, world.device)
+        else "as they are read"
+    )
+    report(f"reading     {workers.line()}, clips finished {where}")
+    return iter(_loader(prepared, world, dataset, workers, first * times, last * times))
+
+
+def _train_dataset(prepared: Prepared, world: World) -> TrainDataset:
+    clips = random_clips(prepared.config, "train", world.device)
+    return TrainDataset(prepared.train_list.records, clips, prepared.config.seed)
+
+
+def _loader(
+    prepared: Prepared,
+    world: World,
+    dataset: TrainDataset,
+    workers: Workers,
+    first: int,
+    last: int,
+) -> Iterator[ClipBatch]:
+    config = prepared.config
+    batches = TrainBatches(
+        num_videos=prepared.plan.num_videos,
+        clips_per_gpu=config.train.clips_per_gpu,
+        accumulation=prepared.plan.accumulation,
+        rank=world.rank,
+        world_size=world.size,
+        seed=config.seed,
+        first_step=first,
+        last_step=last,
+        order=shard_order(prepared.train_list.records, config.data.shuffle_buffer),
+    )
+    return iter(build_train_loader(dataset, batches, workers))
+
+
+def _statistics(
+    prepared: Prepared, trained: Trained, world: World, layout: torch.memory_format
+) -> Callable[[], bool]:
+    """Makes BN's stored statistics those of the present weights, as the first steps saw clips."""
+    train = prepared.config.train
+    if prepared.info.spec.norm != "bn" or train.precise_bn_batches == 0:
+        return lambda: True
+    dataset = _train_dataset(prepared, world)
+    wanted = min(train.precise_bn_batches, prepared.plan.num_videos // train.clips_per_gpu)
+    num_batches = max(1, math.ceil(wanted / world.size))
+    workers = reading_workers(
+        prepared.config.data, world, dataset, [(0, 0)], train.clips_per_gpu
+    ).at_most(num_batches)
+
+    def clips() -> Iterator[Tensor]:
+        for batch in _loader(prepared, world, dataset, workers, 0, num_batches):
+            pixels = normalize(batch.clips_on(world.device), prepared.info.mean, prepared.info.std)
+            yield pixels.contiguous(memory_format=layout)
+
+    def refresh() -> bool:
+        network = trained.evaluated
+        set_training(network, network, train.freeze)
+        with autocast(world.device, train.precision):
+            return update_statistics(network, clips(), num_batches, world, _any_stop(world))
+
+    return refresh
+
+
+def _any_stop(world: World) -> Callable[[], bool]:
+    return lambda: any_rank(stop_request.made, world.device)
+
+
+def validation(prepared: Prepared, run: Run) -> Callable[[], Validation | None] | None:
+    """Validates the present weights; None where there is no list for it."""
+    if prepared.val_list is None:
+        return None
+    config, world = prepared.config, run.world
+    clips = random_clips(config, "val", world.device)
+    dataset = ValDataset(prepared.val_list.records, clips, config.seed)
+    shard, batch_size = world.shard(len(dataset)), config.train.clips_per_gpu
+    num_rounds = math.ceil(math.ceil(len(dataset) / world.size) / batch_size)
+    keys = spread(shard, PROBE_SAMPLES)
+    workers = reading_workers(config.data, world, dataset, keys, batch_size)
+    loader = build_val_loader(dataset, shard, batch_size, workers)
+
+    def now() -> Validation | None:
+        return validate(
+            run.trained.evaluated,
+            loader,
+            num_rounds,
+            run.info,
+            run.world,
+            config.train.precision,
+            run.stop_asked,
+        )
+
+    return now
