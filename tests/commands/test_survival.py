@@ -1,0 +1,123 @@
+"""Jobs that are killed or told to stop at any moment end as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from videogn.engine.runs import RunFolder, read_log
+from videogn.models.weights import read_weights
+from videogn.stopping import EXIT_CODE
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+DRIVER = Path(__file__).parents[1] / "survival_driver.py"
+TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
+# BN, dropout, momentum, warm-up and a curved schedule: all that could be lost.
+RECIPE = (
+    "model.norm=bn",
+    "train.iterations=30",
+    "train.schedule=cosine",
+    "train.warmup_iterations=3",
+    "train.log_interval=4",
+    "train.val_interval=10",
+    "train.checkpoint_interval=3",
+    "train.log_samples=true",
+    "train.precise_bn_batches=2",
+    "train.ema_decay=0.9",
+)
+
+
+def bounded(command: list[str], seconds: float, **variables: str) -> subprocess.CompletedProcess:
+    """Run a command in a session of its own, of which nothing is left after some time."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+    )
+    try:
+        output, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, error = process.communicate()
+        pytest.fail(f"{command} never ended:\n{output}\n{error}")
+    return subprocess.CompletedProcess(command, process.returncode, output, error)
+
+
+def harmed(tiny: Any, out: Path, ranks: int, **order: Any) -> dict[str, Any]:
+    """What the driver tells of runs in folders 0, 1, … of ``out``."""
+    out.mkdir()
+    words = ["train", str(tiny.config), *RECIPE]
+    words += [f"train.clips_per_gpu={4 // ranks}", *order.pop("words", [])]
+    given = {"words": words, "ranks": ranks, "out": str(out), "seed": 0, "times": 0, **order}
+    done = bounded([sys.executable, str(DRIVER), json.dumps(given)], 400)
+    printed = out / "output.txt"
+    assert done.returncode == 0, done.stderr + (printed.read_text() if printed.exists() else "")
+    return json.loads(done.stdout)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """All tensors of a checkpoint, and what the trainer kept."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return tensors | {"training": read_weights(path).training}
+
+
+def assert_twins(one: Path, two: Path) -> None:
+    """Weights, momentum, buffers, state and log of two runs are the same, bit by bit."""
+    for name in ("last", "best"):
+        ours, theirs = (content(getattr(RunFolder(out), name)) for out in (one, two))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, theirs[key]), key
+            else:
+                assert value == theirs[key]
+    logs = [
+        [
+            {key: value for key, value in entry.items() if key not in TIMINGS}
+            for entry in read_log(RunFolder(out).log)
+            if entry["kind"] != "start"
+        ]
+        for out in (one, two)
+    ]
+    assert logs[0] == logs[1]
+    assert [entry["iteration"] for entry in logs[0] if entry["kind"] == "samples"] == [
+        *range(1, 31)
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_30_times_is_the_twin_of_one_that_was_not(tiny, ranks: int) -> None:
+    harmed(tiny, tiny.folder / "whole", ranks)
+    told = harmed(tiny, tiny.folder / "killed", ranks, times=30, signals=["SIGKILL"], seconds=1.5)
+    print(told)
+    assert len(told["kills"]) >= 30
+    assert len({iteration for _, iteration, _ in told["kills"]}) > 3
+    for number in range(told["rounds"]):
+        assert_twins(tiny.folder / "whole" / "0", tiny.folder / "killed" / str(number))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_told_to_stop_saves_ends_with_75_and_goes_on_as_its_twin(tiny, ranks: int) -> None:
+    signals = ["SIGTERM", "SIGUSR1", "SIGINT"]
+    harmed(tiny, tiny.folder / "whole", ranks)
+    told = harmed(tiny, tiny.folder / "stopped", ranks, times=8, signals=signals, seconds=1.5)
+    print(told)
+    codes = [codes for codes, _, _ in told["kills"]]
+    assert [EXIT_CODE] * ranks in codes
+    # A signal that came before the handler was there ends a process by itself.
+    assert all(set(each) <= {EXIT_CODE, 1, -15, -10, -2} for each in codes)
+    for number in range(told["rounds"]):
+        assert_twins(tiny.folder / "whole" / "0", tiny.folder / "stopped" / str(number))
+        assert not RunFolder(tiny.folder / "stopped" / str(number)).preempted.exists()

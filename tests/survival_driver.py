@@ -1,0 +1,118 @@
+"""Starts training jobs by forking a process that has imported everything, and kills them.
+
+Run as ``python survival_driver.py JSON``: a job's words, its ranks, and how it is to be harmed.
+Forked children start in milliseconds, so dozens of kills fit in a test.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import videogn.commands.train  # noqa: F401  (what a job needs is imported once, before it forks)
+from videogn import cli
+from videogn.engine.checkpoint import Checkpoints
+from videogn.stopping import stop_request
+
+JOB_SECONDS = 120.0
+
+
+def free_port() -> int:
+    """A port that is free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def start(words: list[str], ranks: int, output: Path) -> list[int]:
+    """Fork the ranks of a job and return their process ids."""
+    port, pids = free_port(), []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        if ranks > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank}
+            place |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            os.environ |= {name: str(value) for name, value in place.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        torch.set_num_threads(1)
+        stop_request.install()
+        try:
+            code = cli.main(words)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return pids
+
+
+def ended(pids: list[int], seconds: float) -> list[int]:
+    """Wait for all and return their exit codes, negative for signals.
+
+    Raises:
+        TimeoutError: one goes on; all are killed then.
+    """
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + seconds
+    while len(codes) < len(pids):
+        for pid in set(pids) - codes.keys():
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            for pid in set(pids) - codes.keys():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            raise TimeoutError(f"{len(pids) - len(codes)} of {len(pids)} ranks never ended")
+        time.sleep(0.005)
+    return [codes[pid] for pid in pids]
+
+
+def main() -> None:
+    """Harm a job so many times, letting it come to its end whenever it does."""
+    order = json.loads(sys.argv[1])
+    words, ranks, signals = order["words"], order["ranks"], order.get("signals", [])
+    rng, done, rounds, told = random.Random(order["seed"]), 0, 0, []
+    while rounds == 0 or done < order["times"]:
+        out = Path(order["out"]) / str(rounds)
+        rounds += 1
+        complete = False
+        while not complete:
+            output = Path(order["out"]) / "output.txt"
+            pids = start([*words, f"out={out}"], ranks, output)
+            begun = time.monotonic()
+            if done < order["times"]:
+                harm(pids, out, rng, rng.choice(signals), order["seconds"])
+            codes = ended(pids, JOB_SECONDS)
+            complete = set(codes) == {0}
+            if not complete:
+                done += 1
+                state = Checkpoints(out / "checkpoints").peek()
+                told.append([codes, state.iteration if state else 0, time.monotonic() - begun])
+    print(json.dumps({"rounds": rounds, "kills": told}))
+
+
+def harm(pids: list[int], out: Path, rng: random.Random, name: str, seconds: float) -> None:
+    """Send a signal to a random rank, or to all, at a random moment of its work."""
+    begun = time.monotonic()
+    # Joining takes longer than a step: what is to be harmed is the work.
+    while not (out / "log.jsonl").exists() and time.monotonic() - begun < JOB_SECONDS:
+        time.sleep(0.002)
+    time.sleep(rng.random() * seconds)
+    victims = pids if rng.random() < 0.5 else [rng.choice(pids)]
+    for pid in victims:
+        os.kill(pid, getattr(signal, name))
+
+
+if __name__ == "__main__":
+    main()
