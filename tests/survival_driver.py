@@ -94,6 +94,8 @@ def main() -> None:
             if done < order["times"]:
                 harm(pids, out, rng, rng.choice(signals), order["seconds"])
             codes = ended(pids, JOB_SECONDS)
+            if 2 in codes or (1 in codes and ranks == 1):
+                sys.exit(f"a run failed by itself: {codes}; see {output}")
             complete = set(codes) == {0}
             if not complete:
                 done += 1

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_it_promises(tiny, norm: str, capsys) -> None:
     assert read_info(folder.best).spec.norm == norm
     assert read_weights(folder.last).training["iteration"] == 6
     printed = capsys.readouterr().out
-    for part in ("4 clips per GPU x 1 process = 4 clips", "epochs of 12 videos", "eta", "clips/s"):
+    for part in ("4 clips per GPU x 1 GPU = 4 clips", "epochs of 12 videos", "eta", "clips/s"):
         assert part in printed
 
 

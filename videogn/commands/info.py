@@ -1,13 +1,15 @@
 """Show what a config's network is made of and what it costs: layers, parameters, GFLOPs, memory.
 
 Nothing is computed: all of it follows from shapes. One multiply-add counts as one operation.
+``--memory`` shows what training takes with every norm, precision and batch; where there is a GPU,
+two steps are trained on it to measure the config's own.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,14 +17,25 @@ import torch
 from videogn.commands.setup import spec_of
 from videogn.config import Config
 from videogn.config_files import load_config
-from videogn.engine.plan import kept_bytes, state_bytes
+from videogn.engine.memory import (
+    CARD_RESERVE,
+    CARDS_GB,
+    GB,
+    PRECISIONS,
+    SLACK,
+    StepMemory,
+    measure_step,
+    predict_memory,
+)
+from videogn.errors import RunError, UserError
+from videogn.models.norm import NORMS
 from videogn.models.summary import Cost, LayerRow, Summary, cost_of, meta_network, summarise
 
 ASPECT = 4 / 3
 """Width to height of the frames a fully convolutional test is counted for: Kinetics' 340 x 256."""
 
-PROBED_CLIPS = 2
-"""Clips that memory is counted for: batch norm takes no single value per channel."""
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""Clips per GPU that memory is shown for, besides the config's."""
 
 GIGA = 1e9
 
@@ -36,8 +49,7 @@ class Info:
         view: (T, H, W) of one view of the test.
         view_cost: of that view.
         num_views: of one video in the test.
-        state_bytes: weights, gradients and momentum.
-        clip_bytes: what one training clip keeps for the backward pass.
+        training: memory of a training step in the config's precision.
         weight_bytes: the weights alone.
     """
 
@@ -45,9 +57,17 @@ class Info:
     view: tuple[int, int, int]
     view_cost: Cost
     num_views: int
-    state_bytes: int
-    clip_bytes: int
+    training: StepMemory
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """A line of the memory table: a norm and precisions that need the same."""
+
+    norm: str
+    precisions: tuple[str, ...]
+    step: StepMemory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,11 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values to change")
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="show the memory that training takes with every norm, precision and batch, and the "
+        "batches that fit usual GPUs",
+    )
+    parser.add_argument(
+        "--averaged", action="store_true", help="with --memory: count an average of the weights too"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and the totals."""
     config = load_config(arguments.config, arguments.overrides).config
+    if arguments.memory:
+        return show_memory(config, as_json=arguments.json, averaged=arguments.averaged)
     info = inspect(config)
     print(json.dumps(as_json(config, info), indent=1) if arguments.json else describe(config, info))
     return 0
@@ -71,22 +102,24 @@ def inspect(config: Config) -> Info:
     Raises:
         UserError: the network cannot be built, or the clips are too small for it.
     """
-    spec, clip = spec_of(config.model), config.clip
-    size = (clip.num_frames, clip.crop_size, clip.crop_size)
+    spec, size = spec_of(config.model), clip_size(config)
     summary = summarise(spec, size)
     network = meta_network(spec)
     view = test_view(config)
     view_cost = cost_of(network, view)
-    clips = torch.empty(PROBED_CLIPS, 3, *size, device="meta")
     return Info(
         summary=summary,
         view=view,
         view_cost=view_cost,
         num_views=config.test.num_clips * config.test.num_crops,
-        state_bytes=state_bytes(network),
-        clip_bytes=kept_bytes(network, clips) // PROBED_CLIPS,
+        training=predict_memory(spec, size, config.train.precision),
         weight_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
     )
+
+
+def clip_size(config: Config) -> tuple[int, int, int]:
+    """(T, H, W) of a training clip."""
+    return config.clip.num_frames, config.clip.crop_size, config.clip.crop_size
 
 
 def test_view(config: Config) -> tuple[int, int, int]:
@@ -129,12 +162,11 @@ def _operations(config: Config, info: Info) -> Iterator[str]:
 
 
 def _memory(config: Config, info: Info) -> Iterator[str]:
-    batch = config.train.clips_per_gpu
+    batch, step = config.train.clips_per_gpu, info.training
     views = min(config.test.views_per_pass, info.num_views)
     yield (
-        f"training    {_gib(info.state_bytes + batch * info.clip_bytes)} estimated, in fp32: "
-        f"{_gib(info.state_bytes)} for weights, gradients and momentum + {batch} clips x "
-        f"{_gib(info.clip_bytes)}"
+        f"training    {_gib(step.peak(batch))} predicted, in {config.train.precision}: "
+        f"{_gib(step.state_bytes)} for weights, gradients and momentum, the rest of {batch} clips"
     )
     yield (
         f"testing     {_gib(info.weight_bytes + views * info.view_cost.peak_bytes)} estimated, in "
@@ -189,12 +221,118 @@ def as_json(config: Config, info: Info) -> dict[str, Any]:
         "view_gflops_with_norms": total(info.view_cost) / GIGA,
         "num_views": info.num_views,
         "video_gflops_with_norms": info.num_views * total(info.view_cost) / GIGA,
-        "training_state_bytes": info.state_bytes,
-        "training_clip_bytes": info.clip_bytes,
-        "training_bytes": info.state_bytes + config.train.clips_per_gpu * info.clip_bytes,
+        "training_state_bytes": info.training.state_bytes,
+        "training_kept_bytes": info.training.kept.peak(config.train.clips_per_gpu),
+        "training_bytes": info.training.peak(config.train.clips_per_gpu),
         "testing_weight_bytes": info.weight_bytes,
         "testing_view_bytes": info.view_cost.peak_bytes,
     }
+
+
+def show_memory(config: Config, *, as_json: bool, averaged: bool) -> int:
+    """Print the memory of training, row by row as it is worked out, or all of it as JSON.
+
+    Raises:
+        UserError: the network cannot be built, or the clips are too small for it.
+    """
+    # First, so that nothing is printed of a config that is wrong.
+    mine = predict_memory(
+        spec_of(config.model), clip_size(config), config.train.precision, averaged=averaged
+    )
+    rows = memory_rows(config, averaged=averaged)
+    if as_json:
+        print(json.dumps(memory_json(config, rows), indent=1))
+        return 0
+    for line in memory_lines(config, mine, rows):
+        print(line, flush=True)
+    return 0
+
+
+def memory_rows(config: Config, *, averaged: bool = False) -> Iterator[MemoryRow]:
+    """The memory of a training step on a GPU with every norm that the network takes."""
+    spec, size = spec_of(config.model), clip_size(config)
+    same_size: dict[int, list[str]] = {}
+    for name, dtype in PRECISIONS.items():
+        same_size.setdefault(dtype.itemsize, []).append(name)
+    for norm in NORMS:
+        for names in same_size.values():
+            try:
+                step = predict_memory(replace(spec, norm=norm), size, names[0], averaged=averaged)
+            except UserError:  # such as groups that do not divide the channels
+                continue
+            yield MemoryRow(norm, tuple(names), step)
+
+
+def memory_lines(config: Config, mine: StepMemory, rows: Iterator[MemoryRow]) -> Iterator[str]:
+    """The memory table, and what the config itself takes."""
+    own, precision = config.train.clips_per_gpu, config.train.precision
+    batches = sorted({*BATCHES, own})
+    yield (
+        f"{config.model.arch}, clips of {_times(clip_size(config))}, predicted from shapes: peak "
+        "memory of training per GPU in GiB, by clips"
+    )
+    yield "per GPU; behind the bar the most clips that should fit a card of so many GB"
+    yield ""
+    yield _memory_line("norm", "precision", batches, [f"{card} GB" for card in CARDS_GB])
+    for row in rows:
+        peaks = [f"{row.step.peak(batch) / 2**30:.2f}" for batch in batches]
+        yield _memory_line(row.norm, ", ".join(row.precisions), peaks, _fitting(row.step))
+    yield ""
+    peak, kept = mine.peak(own), mine.kept.peak(own)
+    yield (
+        f"this config {config.model.norm}, {precision}, {own} clips: {_gib(peak)} = "
+        f"{_gib(mine.state_bytes)} between steps + {_gib(kept)} kept for the backward pass + "
+        f"{_gib(peak - mine.state_bytes - kept)} in passing"
+    )
+    yield (
+        f"fitting     with {_gib(CARD_RESERVE)} of the card for the driver and libraries, and "
+        f"{SLACK - 1:.0%} more than counted for what comes and goes in a step; both are assumed"
+    )
+    yield f"measured    {_measured(config)}"
+
+
+def _memory_line(
+    norm: str, precision: str, peaks: Sequence[object], fitting: Sequence[object]
+) -> str:
+    cells = "".join(f"{peak:>8}" for peak in peaks)
+    return f"{norm:<10} {precision:<11}{cells}  |{''.join(f'{most:>8}' for most in fitting)}"
+
+
+def _fitting(step: StepMemory) -> list[int]:
+    return [step.largest_batch(card * GB - CARD_RESERVE) for card in CARDS_GB]
+
+
+def _measured(config: Config) -> str:
+    """The memory of two real steps beside the predicted one, where there is a GPU."""
+    if not torch.cuda.is_available():
+        return "nothing: there is no GPU here"
+    device = torch.device("cuda", torch.cuda.current_device())
+    where = torch.cuda.get_device_name(device)
+    spec, clip, clips = spec_of(config.model), clip_size(config), config.train.clips_per_gpu
+    precision = config.train.precision
+    try:
+        peak = measure_step(spec, clip, clips_per_gpu=clips, precision=precision, device=device)
+    except RunError as error:
+        return f"on {where}: {error}"
+    predicted = predict_memory(spec, clip, precision).peak(clips)
+    return f"{_gib(peak)} in two steps on {where}: {peak / predicted:.0%} of the prediction"
+
+
+def memory_json(config: Config, rows: Iterator[MemoryRow]) -> list[dict[str, Any]]:
+    """The memory table by name, in bytes, with a row for every precision."""
+    batches = sorted({*BATCHES, config.train.clips_per_gpu})
+    return [
+        {
+            "norm": row.norm,
+            "precision": precision,
+            "state_bytes": row.step.state_bytes,
+            "kept_bytes": {batch: row.step.kept.peak(batch) for batch in batches},
+            "peak_bytes": {batch: row.step.peak(batch) for batch in batches},
+            "largest_batch": dict(zip(CARDS_GB, _fitting(row.step), strict=True)),
+        }
+        for row in rows
+        for precision in row.precisions
+    ]
 
 
 def total(cost: Cost) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -36,7 +37,9 @@ from videogn.data.list_checks import VideoRecord
 from videogn.distributed import World, from_first_rank, gather_over_ranks, joined_world
 from videogn.engine.checkpoint import TrainingState
 from videogn.engine.lock import run_lock
-from videogn.engine.plan import TrainPlan, make_plan, probe_memory
+from videogn.engine.memory import MemoryPlan, check_memory
+from videogn.engine.plan import TrainPlan, make_plan
+from videogn.engine.rehearsal import rehearse
 from videogn.engine.resuming import share_batch
 from videogn.engine.runs import RunFolder, RunLog, check_folder, check_lists, claim
 from videogn.engine.trainer import Run, set_training, train, train_step
@@ -106,7 +109,10 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
         source_sha256=weights.info.source_sha256 if weights else None,
         temporal_init=weights.info.temporal_init if weights else None,
     )
-    plan = make_plan(config.train, num_videos=len(train_list.records), world_size=world_size)
+    num_videos = len(train_list.records)
+    plan = make_plan(
+        config.train, num_videos=num_videos, world_size=world_size, norm=info.spec.norm
+    )
     check_network(info.spec, config.clip)
     with torch.device("meta"):
         freeze(build_model(config.model, config.seed), config.train.freeze)
@@ -177,6 +183,10 @@ def train_prepared(prepared: Prepared, world: World) -> int:
     if state.iteration == prepared.plan.iterations == state.settled:
         report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
         return 0
+    memory = _memory_plan(prepared, world)
+    seconds = rehearse(run, prepared.config.clip, memory)
+    report(memory.line())
+    report(prepared.plan.ends_line(seconds, datetime.now().astimezone(), done=state.iteration))
     batches = train_batches(prepared, world, report, state.iteration, prepared.plan.iterations)
     state = train(run, state, batches, validation(prepared, run))
     if state.iteration == prepared.plan.iterations == state.settled:
@@ -184,6 +194,20 @@ def train_prepared(prepared: Prepared, world: World) -> int:
         return 0
     _tell_stopped(run, state)
     return EXIT_CODE
+
+
+def _memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
+    """What a step needs of this device, refused where it cannot be."""
+    clip, train = prepared.config.clip, prepared.config.train
+    return check_memory(
+        prepared.info.spec,
+        (clip.num_frames, clip.crop_size, clip.crop_size),
+        clips_per_gpu=train.clips_per_gpu,
+        precision=train.precision,
+        device=world.device,
+        local_ranks=world.local_size,
+        averaged=train.ema_decay is not None,
+    )
 
 
 def _tell_stopped(run: Run, state: TrainingState) -> None:
@@ -241,7 +265,7 @@ def _norm_note(spec: NetworkSpec, plan: TrainPlan) -> str:
     per_group = spec.channels_per_group
     notes = {
         "bn": f"statistics over {plan.clips_per_gpu} clips of one GPU",
-        "sync_bn": f"statistics over {plan.global_batch} clips of all GPUs",
+        "sync_bn": f"statistics over {plan.bn_batch} clips of all GPUs",
         "frozen_bn": "stored statistics, gamma and beta fixed",
         "gn": f"{per_group} channels per group" if per_group else f"{spec.num_groups} groups",
         "ln": "one group of all channels",
@@ -273,20 +297,8 @@ def dry_run(prepared: Prepared, world: World) -> int:
     # Whole, whatever index there is.
     whole = video_opener(replace(config.data, index="never"), "train")
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
-    lone = World(0, 1, world.device)
-    run, _ = build_run(prepared, lone, None, _say)
-    sharing = plan.world_size if world.device.type == "cpu" else 1
-    # Two clips where the plan has two: BN cannot train on one value per channel.
-    num_clips = min(2, plan.clips_per_gpu)
-    side = config.clip.crop_size
-    memory = probe_memory(
-        run.trained.network,
-        torch.zeros(num_clips, 3, config.clip.num_frames, side, side, device=world.device),
-        clips_per_gpu=plan.clips_per_gpu,
-        processes_on_device=sharing,
-    )
-    _say(memory.line())
-    memory.check()
+    _say(_memory_plan(prepared, world).line())
+    run, _ = build_run(prepared, World(0, 1, world.device), None, _say)
     _say(_step_time(prepared, run))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0

@@ -10,10 +10,10 @@ from videogn.distributed import World, sum_over_ranks
 
 
 class Buffers:
-    """The floating-point buffers of a network as they were when last kept."""
+    """The buffers of a network as they were when last kept, at first as they are."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._live = [b for b in network.buffers() if b.is_floating_point()]
+        self._live = list(network.buffers())
         self._kept = [buffer.clone() for buffer in self._live]
 
     def keep(self) -> None:

@@ -1,0 +1,473 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from videogn.engine import memory
+from videogn.engine.memory import (
+    PRECISIONS,
+    SLACK,
+    MemoryPlan,
+    Moments,
+    StepMemory,
+    check_memory,
+    is_out_of_memory,
+    measure_step,
+    predict_memory,
+    state_bytes,
+    step_memory,
+)
+from videogn.errors import RunError
+from videogn.models.build import build_network
+from videogn.models.i3d import i3d
+from videogn.models.spec import ARCHITECTURES, NetworkSpec
+
+GIB = 2**30
+REAL = (32, 224, 224)
+SMALL = (8, 48, 48)
+
+
+def spec(arch="i3d_r50", *, norm="gn", layout="nonlocal", width=None, depths=None, num_groups=32):
+    own = ARCHITECTURES[arch]
+    return NetworkSpec(
+        arch, norm, num_groups, None, layout, 400, width or own.width, depths or own.depths, 0.5
+    )
+
+
+def small(norm):
+    return i3d(norm=norm, width=8, num_groups=4, depths=(1, 2), num_classes=5)
+
+
+def on_meta(build):
+    with torch.device("meta"):
+        return build()
+
+
+def moments(*lines):
+    return Moments(tuple(lines))
+
+
+def step_of(state, kept, allocated):
+    return StepMemory(state, moments((0, kept)), moments((0, allocated)), moments((0, allocated)))
+
+
+# --- The lines -----------------------------------------------------------------------------------
+
+lines = st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 10**6)), min_size=1, max_size=6)
+
+
+@given(lines, st.integers(0, 10**9))
+def test_largest_batch_fits_and_one_more_does_not(pairs, room):
+    found = moments(*pairs)
+    most = found.largest_batch(room)
+    if found.peak(0) <= room:
+        assert found.peak(most) <= room < found.peak(most + 1)
+    else:
+        assert most == 0
+
+
+@given(st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 1000)), min_size=1))
+def test_lines_that_are_left_out_are_never_highest(pairs):
+    few = Moments(memory._highest(pairs))
+    assert all(few.peak(n) == max(a + n * b for a, b in pairs) for n in range(40))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lines_hold_at_batches_that_were_not_traced(norm, dtype):
+    network = on_meta(lambda: small(norm))
+    predicted = step_memory(network, SMALL, dtype)
+    for batch in (4, 11):
+        trace = memory._trace(network, (batch, *SMALL), dtype, "cuda")
+        update = 2 * 4 * sum(p.numel() for p in network.parameters())
+        assert predicted.allocated.peak(batch) == max(*trace.allocated, update)
+        assert predicted.with_workspace.peak(batch) == max(*trace.with_workspace, update)
+        assert predicted.kept.peak(batch) == trace.kept
+
+
+# --- What is kept, against counts by other means -------------------------------------------------
+
+
+@contextmanager
+def cuda_autocast(dtype):
+    """CUDA's autocast where torch.autocast would refuse for want of a GPU."""
+    torch.set_autocast_enabled("cuda", dtype != torch.float32)
+    torch.set_autocast_dtype("cuda", dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", False)
+
+
+def saved_bytes(build, batch, dtype):
+    """Bytes that autograd saves of a forward pass on fake tensors of a GPU, but for parameters."""
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with FakeTensorMode(), torch.device("cuda"):
+        network = build().train()
+        parameters = {p.untyped_storage()._cdata for p in network.parameters()}
+        clips = torch.empty(batch[0], 3, *batch[1:])
+        labels = torch.zeros(batch[0], dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            with cuda_autocast(dtype):
+                logits = network(clips)
+            loss = F.cross_entropy(logits.float(), labels)
+        del loss
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.filterwarnings("ignore:'saved_variables' is deprecated")  # pytorchvideo's Swish
+@pytest.mark.parametrize(
+    ("wanted", "clip", "dtype"),
+    [
+        (spec(norm="bn"), REAL, torch.bfloat16),
+        (spec(norm="gn"), REAL, torch.float32),
+        (spec(norm="gn"), REAL, torch.float16),
+        (spec(norm="frozen_bn", layout="zoo"), (8, 224, 224), torch.bfloat16),
+        (spec("x3d_m", norm="bn"), (16, 224, 224), torch.bfloat16),
+        (spec("r2plus1d_r50", norm="gn"), (16, 224, 224), torch.bfloat16),
+        (spec("vgg16", norm="gn"), (1, 224, 224), torch.bfloat16),
+    ],
+    ids=lambda value: getattr(value, "arch", None),
+)
+def test_kept_memory_is_what_autograd_saves_under_autocast_of_cuda(wanted, clip, dtype):
+    def build():
+        return build_network(wanted)
+
+    kept = predict_memory(wanted, clip, {v: k for k, v in PRECISIONS.items()}[dtype]).kept
+    # Besides what is saved, the clips in float32 are still there under autocast.
+    clips = 4 * 3 * clip[0] * clip[1] * clip[2] if dtype != torch.float32 else 0
+    for batch in (2, 8):
+        saved = saved_bytes(build, (batch, *clip), dtype)
+        assert kept.peak(batch) - batch * clips == pytest.approx(saved, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("norm", "layout", "megabytes"),
+    [("bn", "zoo", 1174), ("bn", "nonlocal", 326), ("gn", "zoo", 2594), ("gn", "nonlocal", 720)],
+)
+def test_kept_memory_is_near_counts_by_hand(norm, layout, megabytes):
+    # Counts of saved activations in bf16 layer by layer, without the clips themselves.
+    ((_, per_clip),) = predict_memory(spec(norm=norm, layout=layout), REAL, "bf16").kept.lines
+    clip = 4 * 3 * 32 * 224 * 224
+    assert (per_clip - clip) / 1e6 == pytest.approx(megabytes, rel=0.06)
+
+
+def test_state_is_weights_gradients_momentum_and_average():
+    trained, frozen = (on_meta(lambda n=n: small(n)) for n in ("bn", "frozen_bn"))
+    weights = sum(p.numel() for p in trained.parameters())
+    norms = sum(p.numel() for p in frozen.parameters() if not p.requires_grad)
+    buffers = sum(b.numel() * b.element_size() for b in trained.buffers())
+    assert state_bytes(trained) == 3 * 4 * weights + buffers
+    assert state_bytes(trained, averaged=True) == 4 * 4 * weights + 2 * buffers
+    kept = sum(b.numel() * b.element_size() for b in frozen.buffers())
+    assert state_bytes(frozen) == 3 * 4 * weights - 2 * 4 * norms + kept
+
+
+# --- The peak, against other measures of it ------------------------------------------------------
+
+
+def train_steps(network, batch, dtype, around):
+    """Two steps as training has them; ``around`` is entered for the second."""
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+
+    def step():
+        pixels = torch.zeros(batch[0], 3, *batch[1:], dtype=torch.uint8)
+        clips = pixels.float().mul_(2.0).sub_(1.0)
+        del pixels
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = network(clips)
+        labels = torch.zeros(batch[0], dtype=torch.long)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    step()
+    with around(network, optimizer):
+        step()
+
+
+def tracked_peak(build, batch, dtype):
+    """Peak of a step by torch's own memory tracker, on fake tensors."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    tracker = MemTracker()
+
+    @contextmanager
+    def around(network, optimizer):
+        tracker.track_external(network, optimizer)
+        with tracker:
+            yield
+
+    with FakeTensorMode():
+        train_steps(build().train(), batch, dtype, around)
+        (found,) = tracker.get_tracker_snapshot("peak").values()
+    return found["Total"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "batch", "dtype"),
+    [
+        (lambda: small("bn"), (4, *SMALL), torch.float32),
+        (lambda: small("gn"), (4, *SMALL), torch.bfloat16),
+        (lambda: i3d(norm="gn"), (8, *REAL), torch.float32),
+        (lambda: i3d(norm="bn"), (8, *REAL), torch.bfloat16),
+    ],
+    ids=["small bn fp32", "small gn bf16", "i3d gn fp32", "i3d bn bf16"],
+)
+def test_peak_is_that_of_torchs_tracker(build, batch, dtype):
+    predicted = step_memory(on_meta(build), batch[1:], dtype, device="cpu")
+    assert predicted.least(batch[0]) == pytest.approx(tracked_peak(build, batch, dtype), rel=0.002)
+
+
+def test_peak_is_near_that_of_the_real_allocator():
+    """What torch's allocator hands out in a real step on the CPU, temporaries of kernels too."""
+    batch, profiles = (8, 8, 64, 64), []
+
+    @contextmanager
+    def around(network, optimizer):
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
+            yield
+        profiles.append(profile)
+
+    train_steps(small("gn").train(), batch, torch.float32, around)
+    now = peak = 0
+    for event in profiles[0].profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    predicted = step_memory(on_meta(lambda: small("gn")), batch[1:], torch.float32, device="cpu")
+    assert peak == pytest.approx(predicted.allocated.peak(8), rel=0.15)
+
+
+RESIDENT = """
+import torch, torch.nn.functional as F
+from pathlib import Path
+from videogn.models.i3d import i3d
+
+def high_water():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+network = i3d(norm="gn", width=16, num_groups=4, num_classes=5).train()
+optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+def step(batch):
+    clips = torch.zeros(batch, 3, 8, 112, 112, dtype=torch.uint8).float()
+    F.cross_entropy(network(clips), torch.zeros(batch, dtype=torch.long)).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+torch.set_num_threads(1)
+for batch in (4, 16):
+    step(batch)
+    print(high_water())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells it there")  # noqa: PTH110
+def test_more_clips_take_the_resident_memory_that_was_predicted():
+    # By the differences, for Python and torch themselves take some.
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", RESIDENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    try:
+        printed, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    few, many = map(int, printed.split())
+    network = on_meta(lambda: i3d(norm="gn", width=16, num_groups=4, num_classes=5))
+    predicted = step_memory(network, (8, 112, 112), torch.float32, device="cpu")
+    assert many - few == pytest.approx(predicted.least(16) - predicted.least(4), rel=0.2)
+
+
+# --- Refusals ------------------------------------------------------------------------------------
+
+
+def test_refusal_names_the_largest_batch_that_should_fit():
+    # 1 GiB of state leaves 5 GiB for clips that take 1 GiB and a tenth for slack each.
+    plan = MemoryPlan(step_of(GIB, GIB // 2, GIB), clips_per_gpu=8, available_bytes=6 * GIB)
+    with pytest.raises(RunError, match=r"needs about 9\.00 GiB and 6\.00 GiB are free; at most 4 "):
+        plan.check()
+    with pytest.raises(RunError, match=r"set train\.clips_per_gpu=4$"):
+        plan.check()
+    MemoryPlan(step_of(GIB, GIB, GIB), 8, 9 * GIB).check()
+
+
+def test_a_plan_that_may_just_fit_is_called_tight_and_goes_on():
+    plan = MemoryPlan(step_of(GIB, GIB // 2, GIB), clips_per_gpu=5, available_bytes=6 * GIB)
+    plan.check()
+    assert plan.line() == (
+        "memory      1.00 GiB for weights, gradients and momentum + 2.50 GiB kept of 5 clips + "
+        "2.50 GiB in passing = 6.00 GiB of 6.00 GiB free; tight: 4 clips should fit"
+    )
+
+
+def test_where_not_one_clip_fits_the_remedy_is_another():
+    with pytest.raises(RunError, match=r"not one clip fits: set a smaller clip\.num_frames"):
+        MemoryPlan(step_of(2 * GIB, GIB, GIB), 1, GIB).check()
+
+
+@given(st.integers(0, 10**10), st.integers(1, 10**9), st.integers(1, 64), st.integers(0, 10**11))
+def test_a_refused_plan_is_told_a_batch_that_is_not_refused(state, per_clip, clips, free):
+    step = step_of(state, per_clip, per_clip)
+    try:
+        MemoryPlan(step, clips, free).check()
+    except RunError as error:
+        found = re.search(r"clips_per_gpu=(\d+)$", str(error))
+        if found:
+            fitting = int(found[1])
+            assert fitting < clips
+            MemoryPlan(step, fitting, free).check()
+            # Not needlessly few: one more would leave less than the slack.
+            assert state + SLACK * (fitting + 1) * per_clip > free - 2
+    else:
+        assert state + clips * per_clip <= free
+
+
+def test_memory_of_a_cpu_is_shared_by_its_ranks(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 40 * GIB)
+    wanted = spec(width=8, depths=(1, 1), num_groups=4)
+
+    def plan(ranks, clips):
+        return check_memory(
+            wanted,
+            SMALL,
+            clips_per_gpu=clips,
+            precision="fp32",
+            device=torch.device("cpu"),
+            local_ranks=ranks,
+        )
+
+    alone, four = plan(1, 8), plan(4, 8)
+    assert four.available_bytes == alone.available_bytes // 4 == 10 * GIB
+    with pytest.raises(RunError, match=rf"at most {four.largest_batch} clips should fit"):
+        plan(4, 2 * four.largest_batch)
+    plan(1, 2 * four.largest_batch)
+
+
+# --- A real step ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "precision"), [("gn", "fp32"), ("bn", "bf16")])
+def test_the_steps_that_are_measured_train(norm, precision, monkeypatch):
+    built = []
+
+    def build(wanted):
+        network = build_network(wanted)
+        built.append((network, [p.detach().clone() for p in network.parameters()]))
+        return network
+
+    monkeypatch.setattr(memory, "build_network", build)
+    wanted = spec(norm=norm, width=8, depths=(1, 1), num_groups=4)
+    memory._two_steps(wanted, (2, *SMALL), precision, torch.device("cpu"))
+    ((network, before),) = built
+    assert any(
+        not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)
+    )
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """As much of a GPU's bookkeeping as the measurement asks for."""
+    for name in ("reset_peak_memory_stats", "synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 5 * GIB)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: GIB)
+
+
+def measure(monkeypatch, two_steps):
+    monkeypatch.setattr(memory, "_two_steps", two_steps)
+    return measure_step(
+        spec(),
+        REAL,
+        clips_per_gpu=8,
+        precision="fp32",
+        device=torch.device("cuda", 0),
+    )
+
+
+def test_measurement_leaves_out_what_was_there_before(pretended_gpu, monkeypatch):
+    assert measure(monkeypatch, lambda *_: None) == 2 * GIB
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_a_step_out_of_memory_names_the_clips_that_fit(pretended_gpu, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    assert is_out_of_memory(error)
+    # 1 GiB less 0.31 of state, over 1.1, at 0.56 GiB a clip.
+    message = r"clips_per_gpu=8: a step ran out of memory, of which 1\.00 GiB were free; by "
+    with pytest.raises(RunError, match=message + r"prediction at most 1 clip should fit"):
+        measure(monkeypatch, fail)
+
+
+def test_other_errors_of_a_step_stay_what_they_are(pretended_gpu, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        measure(monkeypatch, fail)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_prediction_is_near_the_peak_on_a_gpu(norm, precision):
+    device = torch.device("cuda", torch.cuda.current_device())
+    peak = measure_step(spec(norm=norm), REAL, clips_per_gpu=4, precision=precision, device=device)
+    predicted = predict_memory(spec(norm=norm), REAL, precision)
+    assert predicted.least(4) * 0.9 < peak < predicted.peak(4) * 1.25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_too_many_clips_for_a_gpu_end_in_a_message_and_leave_it_empty():
+    device = torch.device("cuda", torch.cuda.current_device())
+    before = torch.cuda.memory_allocated(device)
+    clips = 2 * predict_memory(spec(), REAL, "fp32").largest_batch(
+        torch.cuda.get_device_properties(device).total_memory
+    )
+    with pytest.raises(RunError, match="ran out of memory"):
+        measure_step(spec(), REAL, clips_per_gpu=clips, precision="fp32", device=device)
+    assert torch.cuda.memory_allocated(device) == before

@@ -1,0 +1,488 @@
+"""What a training step needs of a device's memory, from shapes alone.
+
+A step is played through on torch's meta device: every tensor that torch would allocate is counted
+when it appears and taken off when it is freed, so nothing is computed and no memory is used. All
+shapes grow in proportion to the batch, hence at each moment of the step the bytes are a straight
+line in the number of clips; two batches give the lines, and the highest line at a batch is its
+peak. Shapes: B clips of T frames of H x W, uint8 as they come from the readers.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import finalize
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from videogn.data.transforms import normalize
+from videogn.engine.optim import build_optimizer
+from videogn.errors import RunError
+from videogn.models.build import build_network
+from videogn.models.formats import VIDEO
+from videogn.models.spec import NetworkSpec
+from videogn.models.summary import meta_network
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Name -> the type that autocast computes convolutions in."""
+
+TRACED_BATCHES = (2, 3)
+"""Batches whose steps are played through; not 1, of which batch norm may have a single value."""
+
+CONVOLUTIONS = ("convolution", "convolution_backward")
+"""Kernels that may work on a copy of their tensors in another layout."""
+
+LOWER_PRECISION = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "bmm", "addmm")
+FULL_PRECISION = {
+    "cuda": ("group_norm", "layer_norm", "softmax", "log_softmax", "cross_entropy"),
+    "cpu": ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d"),
+}
+"""Functions that autocast calls in the lower precision, and in float32 on each kind of device: of
+its lists, what the networks use."""
+
+SLACK = 1.1
+"""What a device should have for each byte that comes and goes in a step: torch's allocator rounds
+and leaves holes, and kernels take some of their own. Assumed, not measured."""
+
+GB = 10**9
+CARDS_GB = (16, 24, 40, 80, 141)
+"""Memory of the usual GPUs, as they are named."""
+CARD_RESERVE = 2**30
+"""Bytes of a GPU that its driver, libraries and the exchange of gradients take. Assumed too."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes at each moment of a step as lines in the number of clips.
+
+    Attributes:
+        lines: (bytes of any batch, bytes of every clip), those that are highest at some batch.
+    """
+
+    lines: tuple[tuple[int, int], ...]
+
+    def peak(self, clips: int) -> int:
+        """Bytes at the fullest moment."""
+        return max(fixed + clips * per_clip for fixed, per_clip in self.lines)
+
+    def largest_batch(self, room: int) -> int:
+        """The most clips whose peak is within ``room`` bytes; 0 where not one is."""
+        if self.peak(0) > room:
+            return 0
+        return min((room - fixed) // per_clip for fixed, per_clip in self.lines if per_clip)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Predicted memory of one training step on one device.
+
+    Attributes:
+        state_bytes: what is there between steps: weights, gradients, momentum and any average of
+            the weights.
+        kept: what the forward pass leaves to the backward pass.
+        allocated: what torch allocates beyond the state, moment by moment.
+        with_workspace: the same, where convolutions take as much again as their tensors, for
+            copies in the layout that they compute in.
+    """
+
+    state_bytes: int
+    kept: Moments
+    allocated: Moments
+    with_workspace: Moments
+
+    def peak(self, clips: int) -> int:
+        """Bytes of a step of so many clips, with workspace for convolutions."""
+        return self.state_bytes + self.with_workspace.peak(clips)
+
+    def least(self, clips: int) -> int:
+        """Bytes without which the step cannot be, whatever kernels are chosen."""
+        return self.state_bytes + self.allocated.peak(clips)
+
+    def largest_batch(self, available_bytes: int) -> int:
+        """The most clips that fit, with workspace and slack; 0 where not one does."""
+        return self.with_workspace.largest_batch(
+            math.floor((available_bytes - self.state_bytes) / SLACK)
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A step's memory beside what a device has.
+
+    Attributes:
+        available_bytes: what this process may fill.
+    """
+
+    step: StepMemory
+    clips_per_gpu: int
+    available_bytes: int
+
+    @property
+    def largest_batch(self) -> int:
+        """The most clips per GPU that fit."""
+        return self.step.largest_batch(self.available_bytes)
+
+    def line(self) -> str:
+        """The plan as one line of text."""
+        step, clips = self.step, self.clips_per_gpu
+        kept = step.kept.peak(clips)
+        passing = step.peak(clips) - step.state_bytes - kept
+        tight = "tight: " if clips > self.largest_batch else ""
+        return (
+            f"memory      {gib(step.state_bytes)} for weights, gradients and momentum + "
+            f"{gib(kept)} kept of {_clips(clips)} + {gib(passing)} in passing "
+            f"= {gib(step.peak(clips))} of {gib(self.available_bytes)} free; "
+            f"{tight}{_clips(self.largest_batch)} should fit"
+        )
+
+    def check(self) -> None:
+        """Refuse a plan that cannot fit.
+
+        Raises:
+            RunError: naming the largest number of clips per GPU that fits.
+        """
+        if self.step.least(self.clips_per_gpu) > self.available_bytes:
+            raise RunError(
+                f"train.clips_per_gpu={self.clips_per_gpu} needs about "
+                f"{gib(self.step.peak(self.clips_per_gpu))} and {gib(self.available_bytes)} are "
+                f"free; {self.remedy()}"
+            )
+
+    def remedy(self) -> str:
+        """What to set where the clips do not fit."""
+        fitting = min(self.largest_batch, self.clips_per_gpu - 1)
+        if fitting < 1:
+            return (
+                "not one clip fits: set a smaller clip.num_frames or clip.crop_size, or take a "
+                "larger device"
+            )
+        return f"at most {_clips(fitting)} should fit: set train.clips_per_gpu={fitting}"
+
+
+def check_memory(
+    spec: NetworkSpec,
+    clip: tuple[int, int, int],
+    *,
+    clips_per_gpu: int,
+    precision: str,
+    device: torch.device,
+    local_ranks: int = 1,
+    averaged: bool = False,
+) -> MemoryPlan:
+    """The memory of a run's steps, refused where it cannot fit.
+
+    Args:
+        clip: (T, H, W).
+        precision: a key of :data:`PRECISIONS`.
+        local_ranks: processes of the job on this machine, which share its memory on a CPU.
+        averaged: whether an average of the weights is kept.
+
+    Raises:
+        RunError: naming the largest number of clips per GPU that fits.
+        UserError: the network cannot be built, or the clips are too small for it.
+    """
+    step = predict_memory(spec, clip, precision, device=device.type, averaged=averaged)
+    sharing = local_ranks if device.type == "cpu" else 1
+    plan = MemoryPlan(step, clips_per_gpu, available_bytes(device) // sharing)
+    plan.check()
+    return plan
+
+
+def predict_memory(
+    spec: NetworkSpec,
+    clip: tuple[int, int, int],
+    precision: str,
+    *,
+    device: str = "cuda",
+    averaged: bool = False,
+) -> StepMemory:
+    """Play a training step through and say what memory it needs.
+
+    Args:
+        clip: (T, H, W).
+        device: ``cuda`` or ``cpu``, whose autocast differ.
+    """
+    return step_memory(
+        meta_network(spec), clip, PRECISIONS[precision], device=device, averaged=averaged
+    )
+
+
+def step_memory(
+    network: nn.Module,
+    clip: tuple[int, int, int],
+    dtype: torch.dtype,
+    *,
+    device: str = "cuda",
+    averaged: bool = False,
+) -> StepMemory:
+    """The memory of a training step of a network on the meta device."""
+    traces = [_trace(network, (batch, *clip), dtype, device) for batch in TRACED_BATCHES]
+    allocated = _lines([trace.allocated for trace in traces])
+    with_workspace = _lines([trace.with_workspace for trace in traces])
+    trained = sum(_bytes(p) for p in network.parameters() if p.requires_grad)
+    # SGD over lists of tensors copies the gradients for weight decay and for Nesterov's step.
+    update = (2 * trained, 0)
+    return StepMemory(
+        state_bytes=state_bytes(network, averaged=averaged),
+        kept=Moments(tuple(_lines([[trace.kept] for trace in traces]))),
+        allocated=Moments(_highest([*allocated, update])),
+        with_workspace=Moments(_highest([*with_workspace, update])),
+    )
+
+
+def state_bytes(network: nn.Module, *, averaged: bool = False) -> int:
+    """Weights, gradients and momentum of those that are trained, and an average where wanted."""
+    held = [*network.parameters(), *network.buffers()]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    copies = 2 if averaged else 1
+    return copies * sum(map(_bytes, held)) + 2 * sum(map(_bytes, trained))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory of the device that is free or already this process's own."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available)
+
+
+def measure_step(
+    spec: NetworkSpec,
+    clip: tuple[int, int, int],
+    *,
+    clips_per_gpu: int,
+    precision: str,
+    device: torch.device,
+) -> int:
+    """Train two steps of random clips on a GPU and return the most bytes that torch held.
+
+    Weights of its own are used and dropped; what the process held before is not counted.
+
+    Raises:
+        RunError: the device has too little memory, with the most clips that are predicted to fit.
+    """
+    if spec.norm == "sync_bn":
+        # Its statistics would have to be exchanged, and ranks that do not get so far waited for.
+        spec = replace(spec, norm="bn")
+    before, available = torch.cuda.memory_allocated(device), available_bytes(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        _two_steps(spec, (clips_per_gpu, *clip), precision, device)
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    finally:
+        # The error holds the tensors of the step that failed, and is gone by now.
+        gc.collect()
+        torch.cuda.empty_cache()
+    step = predict_memory(spec, clip, precision, device=device.type)
+    raise out_of_memory(MemoryPlan(step, clips_per_gpu, available))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has too little memory, by torch or by its libraries."""
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+
+
+def out_of_memory(plan: MemoryPlan) -> RunError:
+    """The error of a step for which the device had too little memory."""
+    return RunError(
+        f"train.clips_per_gpu={plan.clips_per_gpu}: a step ran out of memory, of which "
+        f"{gib(plan.available_bytes)} were free; by prediction {plan.remedy()}"
+    )
+
+
+def _two_steps(
+    spec: NetworkSpec, batch: tuple[int, int, int, int], precision: str, device: torch.device
+) -> None:
+    """Two, because momentum exists from the end of the first one on."""
+    network = build_network(spec).to(device).train()
+    optimizer = build_optimizer(
+        network, learning_rate=1e-9, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0
+    )
+    dtype = PRECISIONS[precision]
+    for _ in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        casts = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        _play_step(network, batch, device, casts)
+        optimizer.step()
+
+
+def _play_step(
+    network: nn.Module,
+    batch: tuple[int, int, int, int],
+    device: torch.device,
+    casts: AbstractContextManager[object],
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Forward and backward pass as :func:`videogn.engine.trainer.train_step` has them.
+
+    Args:
+        batch: (B, T, H, W).
+        casts: what the network is called in.
+        between: called between the two passes.
+    """
+    num_clips, *size = batch
+    pixels = torch.zeros(num_clips, *size, 3, dtype=torch.uint8, device=device)
+    clips = normalize(pixels.permute(0, 4, 1, 2, 3), VIDEO.mean, VIDEO.std)
+    del pixels
+    labels = torch.zeros(num_clips, dtype=torch.long, device=device)
+    with casts:
+        logits = network(clips)
+    loss = F.cross_entropy(logits.float(), labels)
+    between()
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """Bytes beyond the state, after each operation and between the two passes."""
+
+    allocated: list[int]
+    with_workspace: list[int]
+    kept: int
+
+
+def _trace(
+    network: nn.Module, batch: tuple[int, int, int, int], dtype: torch.dtype, device: str
+) -> _Trace:
+    """Play a step of a network on the meta device and note what it allocates."""
+    network.train()
+    for parameter in network.parameters():
+        # Gradients are part of the state: several ranks, or several steps to an update, hold
+        # them from one backward pass to the next.
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    held = [*network.parameters(), *network.buffers()]
+    held += [p.grad for p in network.parameters() if p.grad is not None]
+    casts = _MetaAutocast(dtype, device) if dtype != torch.float32 else nullcontext()
+    kept: list[int] = []
+    with _Allocations(held) as allocations:
+        _play_step(
+            network,
+            batch,
+            torch.device("meta"),
+            casts,
+            lambda: kept.append(allocations.live),
+        )
+    return _Trace(allocations.allocated, allocations.with_workspace, kept[0])
+
+
+class _Allocations(TorchDispatchMode):
+    """Adds up the storages that exist after each operation, but for those of ``held``."""
+
+    def __init__(self, held: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # By the storage's own identity: on the meta device every address is 0.
+        self._known = {tensor.untyped_storage()._cdata for tensor in held}
+        self.live = 0
+        self.allocated: list[int] = []
+        self.with_workspace: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._add(tensor.untyped_storage())
+        workspace = 0
+        if func.__name__.partition(".")[0] in CONVOLUTIONS:
+            workspace = sum(map(_bytes, _tensors((args, result))))
+        self.allocated.append(self.live)
+        self.with_workspace.append(self.live + workspace)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        identity, size = storage._cdata, storage.nbytes()
+        if identity in self._known:
+            return
+        self._known.add(identity)
+        self.live += size
+        finalize(storage, self._remove, identity, size)
+
+    def _remove(self, identity: int, size: int) -> None:
+        self._known.remove(identity)
+        self.live -= size
+
+
+class _MetaAutocast(TorchFunctionMode):
+    """Autocast for tensors of the meta device, which torch has none for.
+
+    It casts what the functions of the lists get, and a trained weight once.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        super().__init__()
+        self._types = dict.fromkeys(LOWER_PRECISION, dtype)
+        self._types |= dict.fromkeys(FULL_PRECISION[device], torch.float32)
+        self._cast_weights: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        dtype = self._types.get(getattr(func, "__name__", ""))
+        kwargs = kwargs or {}
+        if dtype is not None:
+            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def __exit__(self, *reason: object) -> None:
+        self._cast_weights.clear()
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
+
+    def _cast(self, value: object, dtype: torch.dtype) -> object:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if not (isinstance(value, nn.Parameter) and value.requires_grad):
+            return value.to(dtype)
+        if id(value) not in self._cast_weights:
+            self._cast_weights[id(value)] = value.to(dtype)
+        return self._cast_weights[id(value)]
+
+
+def _lines(columns: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The line through the bytes of each moment at :data:`TRACED_BATCHES`."""
+    few, many = TRACED_BATCHES
+    lines = []
+    for at_few, at_many in zip(*columns, strict=True):
+        per_clip = (at_many - at_few) // (many - few)
+        lines.append((at_few - few * per_clip, per_clip))
+    return lines
+
+
+def _highest(lines: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The lines that no other one is above at every batch, steepest first."""
+    kept: list[tuple[int, int]] = []
+    for fixed, per_clip in sorted(set(lines), key=lambda line: (-line[1], -line[0])):
+        if not kept or fixed > kept[-1][0]:
+            kept.append((fixed, per_clip))
+    return tuple(kept)
+
+
+def _tensors(tree: object) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _clips(count: int) -> str:
+    return f"{count} {'clip' if count == 1 else 'clips'}"
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def gib(count: int) -> str:
+    """Bytes as text."""
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,54 @@
+"""A step before the first one: how long it takes, and whether the device has room for it."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from videogn.config import ClipConfig
+from videogn.data.transforms import normalize
+from videogn.engine.memory import MemoryPlan, is_out_of_memory, out_of_memory
+from videogn.engine.precise_bn import Buffers
+from videogn.engine.trainer import Run, set_training
+from videogn.engine.validation import autocast
+
+
+def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
+    """Seconds of an iteration without its reading; nothing of the run changes.
+
+    All ranks come here together, for they exchange gradients. The first pass also allocates and
+    tunes, and lets torch settle in which portions gradients are exchanged: from the first real
+    step on their sums have one order, also when a run goes on.
+
+    Raises:
+        RunError: the device has too little memory.
+    """
+    buffers = Buffers(run.trained.network)
+    set_training(run.model, run.trained.network, run.frozen)
+    try:
+        for _ in range(2):
+            started = time.monotonic()
+            _pass(run, clip)
+            seconds = time.monotonic() - started
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(memory) from error
+    finally:
+        buffers.restore()
+        run.trained.optimizer.zero_grad(set_to_none=True)
+    return seconds * run.plan.accumulation
+
+
+def _pass(run: Run, clip: ClipConfig) -> None:
+    device, count = run.world.device, run.plan.clips_per_gpu
+    size = (count, 3, clip.num_frames, clip.crop_size, clip.crop_size)
+    pixels = normalize(
+        torch.zeros(size, dtype=torch.uint8, device=device), run.info.mean, run.info.std
+    )
+    with autocast(device, run.recipe.precision):
+        logits = run.model(pixels.contiguous(memory_format=run.memory_format))
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
