@@ -6,9 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from videogn.config import TrainConfig
 from videogn.engine.optim import (
+    CosineSchedule,
     StepSchedule,
     build_optimizer,
+    make_schedule,
     milestone_iterations,
     scale_learning_rate,
 )
@@ -73,3 +76,18 @@ def test_frozen_parameters_are_left_out():
     network(torch.randn(2, 3, 1, 2, 2)).square().sum().backward()
     optimizer.step()
     assert torch.equal(network[1].weight, before)
+
+
+def test_cosine_goes_from_the_rate_to_zero_after_its_warm_up() -> None:
+    schedule = CosineSchedule(0.4, 100, 10)
+    assert schedule.at(0) == pytest.approx(0.04)
+    assert schedule.at(5) == pytest.approx(0.4 * 0.55 * (1 + math.cos(0.05 * math.pi)) / 2)
+    assert schedule.at(50) == pytest.approx(0.2)
+    assert schedule.at(100) == pytest.approx(0)
+    rates = [schedule.at(iteration) for iteration in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_recipe_names_its_schedule() -> None:
+    assert isinstance(make_schedule(TrainConfig(schedule="cosine"), 0.1), CosineSchedule)
+    assert make_schedule(TrainConfig(), 0.1).at(400_000) == pytest.approx(0.001)
