@@ -101,7 +101,7 @@ def joined_world(timeout_seconds: float = COLLECTIVE_SECONDS) -> Iterator[World]
     except BaseException:
         # Before the group is left, for that makes others fail who shall know why.
         with suppress(RuntimeError):
-            _named(store).compare_set("first failure", "", str(place.rank))
+            mark_first_failure(_named(store), place.rank)
         raise
     finally:
         dist.destroy_process_group()
@@ -180,6 +180,29 @@ def _own_store(seconds: float) -> TCPStore:
 def _named(store: TCPStore) -> PrefixStore:
     """The part of a store that belongs to the present try; torchrun may start ranks again."""
     return PrefixStore(f"videogn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def connect(seconds: float) -> PrefixStore:
+    """A connection of its own to the job's store, for a thread beside the main one.
+
+    Raises:
+        RunError: nobody answers.
+    """
+    return _named(open_store(seconds))
+
+
+def first_rank_holds_store() -> bool:
+    """Whether the job's store ends and halts with the first rank, not with a launcher."""
+    place = find_place()
+    return place is not None and place.hosts_store
+
+
+def mark_first_failure(store: PrefixStore, rank: int) -> None:
+    """Note in the job's store that ``rank`` fails, unless another did before.
+
+    The others then leave it to that rank to say why the job ends.
+    """
+    store.compare_set("first failure", "", str(rank))
 
 
 def note_failure(message: str) -> None:
