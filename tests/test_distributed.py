@@ -22,10 +22,12 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> dist.TCPStore:
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": "2",
+        "RANK": "1",
         "LOCAL_RANK": "0",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(distributed, "_store", None)
     before = signal.getsignal(signal.SIGTERM)
     yield store
     signal.signal(signal.SIGTERM, before)
@@ -69,6 +71,7 @@ def test_a_job_of_torchrun_says_it_once(tmp_path: Path) -> None:
         [*launcher, "--nproc-per-node=3", "-m", "videogn", "train", str(config)],
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )
     assert done.returncode != 0

@@ -7,19 +7,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "videogn"
 
-BASE = {"errors", "files", "config", "config_files", "distributed"}
+BASE = {"errors", "files", "config", "config_files", "distributed", "watchdog"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "yaml_files": {"errors"},
     "config": set(),
     "config_files": {"config", "errors", "yaml_files"},
-    "distributed": {"errors"},
+    "ranks": {"errors"},
+    "parents": {"ranks"},
+    "distributed": {"errors", "ranks"},
+    "watchdog": {"errors", "ranks", "distributed"},
     "data": BASE | {"data"},
     "models": BASE | {"models"},
     "engine": BASE | {"data", "models", "engine"},
-    "commands": BASE | {"data", "models", "engine", "commands"},
-    "cli": BASE | {"commands"},
+    "commands": BASE | {"data", "models", "engine", "commands", "ranks"},
+    "cli": BASE | {"commands", "parents", "ranks"},
     "__main__": {"cli"},
 }
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from videogn.errors import UserError
+from videogn.parents import end_with_launcher
+from videogn.ranks import speaking_rank
 from videogn.stopping import stop_request
 
 COMMANDS = {
@@ -44,8 +46,9 @@ def entry() -> NoReturn:
     if sys.argv[1:2] == ["train"]:
         # Before torch is imported, which takes seconds.
         stop_request.install()
+    end_with_launcher()
     code = main()
-    if "RANK" in os.environ:
+    if speaking_rank() is not None:
         # A rank of a finished job may abort while the interpreter takes torch's process group
         # apart ("terminate called without an active exception"), which would fail the job.
         sys.stdout.flush()
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What every rank finds is said by the first.
-    level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR
+    level = logging.ERROR if speaking_rank() else logging.WARNING
     logging.basicConfig(level=level, format="videogn: %(levelname)s: %(message)s")
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -93,21 +96,29 @@ def _run(name: str, words: Sequence[str]) -> int:
     except Exception as error:  # the last resort: a message, and the traceback where asked for
         if os.environ.get("VIDEOGN_TRACEBACK"):
             traceback.print_exc()
-        return _fail(f"{type(error).__name__}: {error}\n(set VIDEOGN_TRACEBACK=1 to see where)", 1)
+        reason = f"{type(error).__name__}: {error}"
+        return _fail(f"{reason}\n(set VIDEOGN_TRACEBACK=1 to see where)", 1, may_follow=True)
 
 
-def _fail(message: str, code: int) -> int:
-    """Say what went wrong, once for all ranks that fail alike, and return the exit code."""
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
+def _fail(message: str, code: int, *, may_follow: bool = False) -> int:
+    """Say what went wrong, once for all ranks that fail alike, and return the exit code.
+
+    Args:
+        may_follow: the failure may come from another rank's, as a lost connection does.
+    """
+    rank = speaking_rank()
+    if rank is None:
         _say_error(message)
-    if "RANK" in os.environ:
-        from videogn.distributed import first_rank_said, note_failure
+        return code
+    from videogn.distributed import another_failed_first, first_rank_said, note_failure
 
-        if rank == "0":
-            note_failure(message)
-        elif not first_rank_said(message):
-            _say_error(f"[rank {rank}] {message}")
+    follows = may_follow and another_failed_first()
+    if rank == 0:
+        if not follows:
+            _say_error(message)
+        note_failure("" if follows else message)
+    elif not follows and not first_rank_said(message):
+        _say_error(f"[rank {rank}] {message}")
     return code
 
 

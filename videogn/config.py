@@ -228,8 +228,9 @@ class TrainConfig:
     be damaged."""
     log_samples: bool = False
     """Write down which videos each step saw."""
-    timeout: PositiveFloat = 1800.0
-    """Seconds without progress after which a rank is taken for dead."""
+    timeout: PositiveFloat = 600.0
+    """Seconds without progress after which a rank ends the job: more than the longest step and
+    the longest save take."""
     max_failed_fraction: Fraction = 0.01
     """Training stops once more than this share of the list could not be decoded, but never for a
     single video."""

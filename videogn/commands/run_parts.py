@@ -32,12 +32,13 @@ from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import update_statistics
 from videogn.engine.runs import RunFolder
-from videogn.engine.trainer import Run, set_training, wrap_for_ranks
+from videogn.engine.trainer import Run, ValidateNow, set_training, wrap_for_ranks
 from videogn.engine.validation import Validation, autocast, validate
 from videogn.errors import ConfigError
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, load_backbone
 from videogn.stopping import stop_request
+from videogn.watchdog import Stage
 
 COPIED_BY_TORCH = ("gn", "ln", "in")
 """Norms whose kernels on a GPU take contiguous tensors only."""
@@ -62,13 +63,22 @@ class Prepared:
         return RunFolder(Path(self.config.out))
 
 
+def _untold(stage: Stage, iteration: int) -> None:
+    del stage, iteration
+
+
 def build_run(
-    prepared: Prepared, world: World, resume_from: Path | None, report: Callable[[str], None]
+    prepared: Prepared,
+    world: World,
+    resume_from: Path | None,
+    report: Callable[[str], None],
+    stage: Callable[[Stage, int], None] = _untold,
 ) -> tuple[Run, TrainingState]:
     """The network with its weights and all that trains it, and where it stands.
 
     Args:
         resume_from: checkpoint to go on from; None to begin.
+        stage: is told what the process is about to do.
     """
     config, plan = prepared.config, prepared.plan
     network = build_model(config.model, config.seed)
@@ -98,6 +108,7 @@ def build_run(
         mixing=make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes),
         frozen=train.freeze,
         stop_asked=lambda: stop_request.made,
+        stage=stage,
         refresh_statistics=_statistics(prepared, trained, world, layout),
     )
     return run, state
@@ -211,11 +222,11 @@ def _loader(
 
 def _statistics(
     prepared: Prepared, trained: Trained, world: World, layout: torch.memory_format
-) -> Callable[[], bool]:
+) -> Callable[[Callable[[], bool]], bool]:
     """Makes BN's stored statistics those of the present weights, as the first steps saw clips."""
     train = prepared.config.train
     if prepared.info.spec.norm != "bn" or train.precise_bn_batches == 0:
-        return lambda: True
+        return lambda stop_asked: True
     dataset = _train_dataset(prepared, world)
     wanted = min(train.precise_bn_batches, prepared.plan.num_videos // train.clips_per_gpu)
     num_batches = max(1, math.ceil(wanted / world.size))
@@ -228,20 +239,18 @@ def _statistics(
             pixels = normalize(batch.clips_on(world.device), prepared.info.mean, prepared.info.std)
             yield pixels.contiguous(memory_format=layout)
 
-    def refresh() -> bool:
+    def refresh(stop_asked: Callable[[], bool]) -> bool:
         network = trained.evaluated
         set_training(network, network, train.freeze)
         with autocast(world.device, train.precision):
-            return update_statistics(network, clips(), num_batches, world, _any_stop(world))
+            return update_statistics(
+                network, clips(), num_batches, world, lambda: any_rank(stop_asked(), world.device)
+            )
 
     return refresh
 
 
-def _any_stop(world: World) -> Callable[[], bool]:
-    return lambda: any_rank(stop_request.made, world.device)
-
-
-def validation(prepared: Prepared, run: Run) -> Callable[[], Validation | None] | None:
+def validation(prepared: Prepared, run: Run) -> ValidateNow | None:
     """Validates the present weights; None where there is no list for it."""
     if prepared.val_list is None:
         return None
@@ -254,7 +263,7 @@ def validation(prepared: Prepared, run: Run) -> Callable[[], Validation | None] 
     workers = reading_workers(config.data, world, dataset, keys, batch_size)
     loader = build_val_loader(dataset, shard, batch_size, workers)
 
-    def now() -> Validation | None:
+    def now(stop_asked: Callable[[], bool]) -> Validation | None:
         return validate(
             run.trained.evaluated,
             loader,
@@ -262,7 +271,7 @@ def validation(prepared: Prepared, run: Run) -> Callable[[], Validation | None] 
             run.info,
             run.world,
             config.train.precision,
-            run.stop_asked,
+            stop_asked,
         )
 
     return now

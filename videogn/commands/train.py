@@ -48,6 +48,10 @@ from videogn.files import write_text
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import check_backbone, read_weights
 from videogn.stopping import EXIT_CODE, stop_request
+from videogn.watchdog import Watchdog
+
+COLLECTIVE_FACTOR = 1.5
+"""Ranks wait for each other a little longer than the watchdog, whose message says more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,12 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
         # Whatever is wrong is said once here, before any rank starts.
         prepare(loaded, arguments.gpus)
         return EXIT_CODE if stop_request.made else launch(arguments.gpus, _words(arguments))
-    with joined_world() as world:
+    timeout = loaded.config.train.timeout
+    with joined_world(COLLECTIVE_FACTOR * timeout) as world:
         prepared = prepare(loaded, world.size)
         if arguments.dry_run:
             return dry_run(prepared, world)
-        with _locked(prepared.folder, world):
-            return train_prepared(prepared, world)
+        with _locked(prepared.folder, world), Watchdog(world, timeout) as watch:
+            return train_prepared(prepared, world, watch)
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
@@ -163,7 +168,7 @@ def _locked(folder: RunFolder, world: World) -> Iterator[None]:
         yield
 
 
-def train_prepared(prepared: Prepared, world: World) -> int:
+def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     """Train from the beginning, or from where the run folder's newest sound checkpoint stands.
 
     Returns:
@@ -173,7 +178,7 @@ def train_prepared(prepared: Prepared, world: World) -> int:
     # The first rank looks before it writes, and all take what it has found.
     newest = folder.checkpoints.newest_sound(report) if world.is_main else None
     resume_from = from_first_rank(newest)
-    run, state = build_run(prepared, world, resume_from, report)
+    run, state = build_run(prepared, world, resume_from, report, watch.stage)
     if world.is_main:
         claim(folder, prepared.config, _lists(prepared))
         if resume_from is not None:

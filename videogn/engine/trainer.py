@@ -25,18 +25,24 @@ from videogn.engine.validation import Validation, autocast, report_validation
 from videogn.errors import RunError
 from videogn.models.norm import use_native_sync
 from videogn.models.spec import WeightInfo
+from videogn.watchdog import Stage
 
 
 def _no_stop() -> bool:
     return False
 
 
-def _nothing_to_refresh() -> bool:
+def _nothing_to_refresh(stop_asked: Callable[[], bool]) -> bool:
+    del stop_asked
     return True
 
 
-def _no_stage(stage: str, iteration: int) -> None:
+def _no_stage(stage: Stage, iteration: int) -> None:
     del stage, iteration
+
+
+ValidateNow = Callable[[Callable[[], bool]], Validation | None]
+"""Validates the present weights, asking before every batch whether to stop; None where it was."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class Run:
     mixing: Mixing | None = None
     frozen: tuple[str, ...] = ()
     stop_asked: Callable[[], bool] = _no_stop
-    stage: Callable[[str, int], None] = _no_stage
-    refresh_statistics: Callable[[], bool] = _nothing_to_refresh
+    stage: Callable[[Stage, int], None] = _no_stage
+    refresh_statistics: Callable[[Callable[[], bool]], bool] = _nothing_to_refresh
 
 
 @dataclass(frozen=True)
@@ -177,14 +183,13 @@ def train(
     run: Run,
     state: TrainingState,
     batches: Iterator[ClipBatch],
-    validate_now: Callable[[], Validation | None] | None,
+    validate_now: ValidateNow | None,
 ) -> TrainingState:
     """Run the steps from ``state`` to the end of the plan, or until a signal asks to stop.
 
     Args:
         batches: of the remaining steps, from ``state.iteration`` on.
-        validate_now: validation accuracy of the present weights, where there is a list for it;
-            None where it was asked to stop before it came to the end.
+        validate_now: validation accuracy of the present weights, where there is a list for it.
 
     Returns:
         Where the run stands; it is saved.
@@ -221,7 +226,7 @@ def _milestone(
     run: Run,
     meter: Meter,
     state: TrainingState,
-    validate_now: Callable[[], Validation | None] | None,
+    validate_now: ValidateNow | None,
 ) -> tuple[TrainingState, bool]:
     """Report, validate and save where the recipe wants it after this iteration.
 
@@ -236,11 +241,16 @@ def _milestone(
         state = meter.flush(state)
     if not saves:
         return state, False
-    run.stage("validation" if validates else "saving", done)
-    if not run.refresh_statistics():
+
+    def stop_asked() -> bool:
+        # Asked before every batch: a long validation is progress too.
+        run.stage("validation", done)
+        return run.stop_asked()
+
+    if not run.refresh_statistics(stop_asked):
         return state, True
     if validates and validate_now is not None:
-        validation = validate_now()
+        validation = validate_now(stop_asked)
         if validation is None:
             return state, True
         state, best = report_validation(validation, state, run.folder, meter.log, run.report)

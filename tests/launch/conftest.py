@@ -1,0 +1,1 @@
+from tiny_run import tiny, tiny_data  # noqa: F401

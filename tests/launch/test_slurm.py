@@ -1,0 +1,99 @@
+"""launch/slurm.sh on a real Slurm of two nodes: ranks, exit codes, preemption, going on."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, missing_programs, start, stop
+
+from videogn.engine.runs import read_log
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "launch" / "slurm.sh"
+
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    if missing := missing_programs():
+        pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")
+    # Not under tmp_path: munge trusts no socket that others cannot reach.
+    folder = Path(tempfile.mkdtemp(prefix="videogn-slurm-"))
+    programs = folder / "bin"
+    programs.mkdir()
+    program = programs / "videogn"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m videogn "$@"\n')
+    program.chmod(0o755)
+    try:
+        yield start(
+            folder,
+            {
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+    finally:
+        stop(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(cluster: Cluster, output: Path, *words: object, options: tuple[str, ...] = ()) -> str:
+    nodes = ("-N2", "--ntasks-per-node=1", f"--output={output}")
+    return cluster.submit(*nodes, *options, str(SCRIPT), *map(str, words))
+
+
+def wait_for_line(output: Path, start_of_line: str, timeout: float) -> None:
+    end = time.monotonic() + timeout
+    while not output.exists() or f"\n{start_of_line}" not in output.read_text():
+        assert time.monotonic() < end, output.read_text() if output.exists() else "no output"
+        time.sleep(0.5)
+
+
+def test_two_nodes_train_as_one_job(cluster: Cluster, tiny) -> None:
+    output, run = tiny.folder / "output", tiny.folder / "a run"
+    job = submit(cluster, output, tiny.config, f"out={run}", "train.clips_per_gpu=2")
+    state = cluster.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=180)
+    assert state == "COMPLETED", output.read_text()
+    assert "2 clips per GPU x 2 processes" in output.read_text()
+    assert [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "val"] == [3, 6]
+
+
+def test_what_both_ranks_find_is_said_once_and_the_code_kept(cluster: Cluster, tiny) -> None:
+    output = tiny.folder / "output"
+    job = submit(cluster, output, tiny.config, "model.nrom=gn", f"out={tiny.folder / 'run'}")
+    assert cluster.wait(job, ("COMPLETED", "FAILED"), timeout=120) == "FAILED"
+    assert output.read_text().count("videogn: error:") == 1
+    assert "did you mean model.norm?" in output.read_text()
+    assert cluster.field(job, "ExitCode") == "2:0"
+
+
+def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
+    output, run = tiny.folder / "output", tiny.folder / "run"
+    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=400", "data.val=''")
+    job = submit(cluster, output, tiny.config, *words, "train.log_interval=1")
+    wait_for_line(output, "iter ", 120)
+    urgent = cluster.submit("-phigh", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.wait(urgent, ("COMPLETED",), timeout=90)
+    cluster.wait(job, ("PENDING", "RUNNING"), timeout=30)
+    # Slurm holds a requeued job back for two minutes.
+    subprocess.run(
+        ["scontrol", "update", f"jobid={job}", "starttime=now"],
+        env=cluster.environment,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    state = cluster.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=300)
+    assert state == "COMPLETED", output.read_text()
+    assert cluster.field(job, "Restarts") == "1"
+    assert "goes on     from iteration" in output.read_text()
+    iterations = [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "train"]
+    assert iterations == list(range(1, 401))
