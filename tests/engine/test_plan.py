@@ -69,6 +69,12 @@ def test_batch_of_bn_stands_apart_from_the_batch(norm, batch) -> None:
     assert batch in list(plan.lines())
 
 
+def test_a_single_clip_is_one_clip() -> None:
+    plan = make_plan(TrainConfig(clips_per_gpu=1), num_videos=9, world_size=1, norm="bn")
+    assert line_of(plan, "batch") == "batch       1 clip per GPU x 1 GPU = 1 clip"
+    assert "BN's batch  1 clip, each GPU's own" in list(plan.lines())
+
+
 @pytest.mark.parametrize("norm", ["gn", "ln", "in", "frozen_bn", "none", None])
 def test_other_norms_have_no_batch(norm) -> None:
     plan = make_plan(TrainConfig(clips_per_gpu=2), num_videos=100, world_size=2, norm=norm)
@@ -187,7 +193,7 @@ def test_numbers_of_any_plan_agree(
     # Nothing that only grows the batch of an update is seen by BN.
     once = make_plan(train, num_videos=num_videos, world_size=world_size, norm=norm)
     assert found["bn_batch"] == once.as_dict()["bn_batch"]
-    assert f"= {batch} clips" in line_of(plan, "batch")
+    assert line_of(plan, "batch").endswith(f" = {batch} clip{'s' * (batch > 1)}")
 
 
 def test_end_is_a_date_and_a_time() -> None:
