@@ -111,6 +111,12 @@ def test_a_batch_that_is_changed_without_the_rate_is_noted() -> None:
     )
 
 
+def test_the_recipes_own_rate_is_never_called_scaled_by_hand() -> None:
+    plan = make_plan(TrainConfig(base_batch=8), num_videos=1000, world_size=8)
+    assert "would be 0.01 at 64, here it is 0.08" in text_of(plan)
+    assert "by itself" not in text_of(plan)
+
+
 def test_a_rate_that_is_changed_without_the_batch_is_noted() -> None:
     plan = make_plan(TrainConfig(base_lr=0.03), num_videos=1000, world_size=8)
     assert line_of(plan, "note").endswith("0.01 at 64 clips would be 0.01 at 64, here it is 0.03")

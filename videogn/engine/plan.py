@@ -198,7 +198,7 @@ class TrainPlan:
             f"train.{left} is: the recipe's {RECIPE.base_lr:g} at {RECIPE.base_batch} clips would "
             f"be {scaled:g} at {self.global_batch}, here it is {self.schedule.learning_rate:g}"
         )
-        if math.isclose(self.base_lr, scaled):
+        if not same_lr and math.isclose(self.base_lr, scaled):
             yield (
                 f"            base_lr is scaled to the batch by itself: train.base_lr="
                 f"{RECIPE.base_lr:g} gives {scaled:g}"
