@@ -94,6 +94,34 @@ def test_lines_hold_at_batches_that_were_not_traced(norm, dtype):
         assert predicted.kept.peak(batch) == trace.kept
 
 
+class OneConvolution(torch.nn.Module):
+    """(B, 3, T, H, W) to (B, 2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv3d(3, 2, 1, bias=False)
+
+    def forward(self, clips):
+        return self.conv(clips).mean((2, 3, 4))
+
+
+def test_a_step_of_one_convolution_is_as_counted_by_hand():
+    step = step_memory(on_meta(OneConvolution), (4, 6, 5), torch.float32)
+    places, weight = 4 * 6 * 5, 3 * 2 * 4
+    clip, output = 3 * places * 4, 2 * places * 4
+    labels = logits = 8  # one int64; two float32, as log-probabilities and gradients have
+    assert step.state_bytes == 3 * weight
+    # The loss and the sum of its weights are 4 bytes each, of any batch.
+    assert step.kept.lines == ((8, clip + labels + logits + logits),)
+    # When the mean's gradient is spread over the places, the logits' is still there.
+    assert step.allocated.lines[0] == (8, clip + labels + logits + output + logits)
+    # The gradient of the weight is new, with the loss and its gradient there, and its kernel
+    # may copy the clips, their outputs' gradients, the weight and its gradient.
+    living, copies = clip + labels + logits + output, clip + output
+    assert step.with_workspace.lines == ((8 + weight + 2 * weight, living + copies),)
+    assert step.peak(10) == 3 * weight + 8 + 3 * weight + 10 * (living + copies)
+
+
 # --- What is kept, against counts by other means -------------------------------------------------
 
 

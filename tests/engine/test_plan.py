@@ -65,6 +65,12 @@ def test_batch_of_bn_stands_apart_from_the_batch(norm, batch) -> None:
     assert batch in list(plan.lines())
 
 
+def test_a_single_clip_is_one_clip() -> None:
+    plan = make_plan(TrainConfig(clips_per_gpu=1), num_videos=9, world_size=1, norm="bn")
+    assert line_of(plan, "batch") == "batch       1 clip per GPU x 1 GPU = 1 clip"
+    assert "BN's batch  1 clip, each GPU's own" in list(plan.lines())
+
+
 @pytest.mark.parametrize("norm", ["gn", "ln", "in", "frozen_bn", "none", None])
 def test_other_norms_have_no_batch(norm) -> None:
     plan = make_plan(TrainConfig(clips_per_gpu=2), num_videos=100, world_size=2, norm=norm)
@@ -99,6 +105,12 @@ def test_a_batch_that_is_changed_without_the_rate_is_noted() -> None:
         "note        train.base_batch=8 is not the recipe's, train.base_lr is: the recipe's 0.01 "
         "at 64 clips would be 0.00125 at 8, here it is 0.01"
     )
+
+
+def test_the_recipes_own_rate_is_never_called_scaled_by_hand() -> None:
+    plan = make_plan(TrainConfig(base_batch=8), num_videos=1000, world_size=8)
+    assert "would be 0.01 at 64, here it is 0.08" in text_of(plan)
+    assert "by itself" not in text_of(plan)
 
 
 def test_a_rate_that_is_changed_without_the_batch_is_noted() -> None:
@@ -168,7 +180,7 @@ def test_numbers_of_any_plan_agree(
     once = replace(train, accumulation=1)
     once = make_plan(once, num_videos=num_videos, world_size=world_size, norm=norm)
     assert found["bn_batch"] == once.as_dict()["bn_batch"]
-    assert f"= {batch} clips" in line_of(plan, "batch")
+    assert line_of(plan, "batch").endswith(f" = {batch} clip{'s' * (batch > 1)}")
 
 
 def test_end_is_a_date_and_a_time() -> None:

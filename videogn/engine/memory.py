@@ -418,16 +418,12 @@ class _Allocations(TorchDispatchMode):
 
 
 class _MetaAutocast(TorchFunctionMode):
-    """Autocast for tensors of the meta device, which torch has none for.
-
-    It casts what the functions of the lists get, and a trained weight once.
-    """
+    """Autocast for tensors of the meta device, which torch has none for."""
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         super().__init__()
         self._types = dict.fromkeys(LOWER_PRECISION, dtype)
         self._types |= dict.fromkeys(FULL_PRECISION[device], torch.float32)
-        self._cast_weights: dict[int, Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -435,21 +431,15 @@ class _MetaAutocast(TorchFunctionMode):
         dtype = self._types.get(getattr(func, "__name__", ""))
         kwargs = kwargs or {}
         if dtype is not None:
-            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
+            args, kwargs = tree_map(lambda value: _cast(value, dtype), (args, kwargs))
         return func(*args, **kwargs)
 
-    def __exit__(self, *reason: object) -> None:
-        self._cast_weights.clear()
-        super().__exit__(*reason)  # type: ignore[no-untyped-call]
 
-    def _cast(self, value: object, dtype: torch.dtype) -> object:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
-            return value
-        if not (isinstance(value, nn.Parameter) and value.requires_grad):
-            return value.to(dtype)
-        if id(value) not in self._cast_weights:
-            self._cast_weights[id(value)] = value.to(dtype)
-        return self._cast_weights[id(value)]
+def _cast(value: object, dtype: torch.dtype) -> object:
+    # torch keeps the cast of a weight for its next use; no network here uses one twice.
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
 
 
 def _lines(columns: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -90,7 +90,7 @@ class TrainPlan:
 
     def lines(self) -> Iterator[str]:
         """The plan as text, with a note on whatever was scaled without what belongs to it."""
-        yield f"batch       {self._batch()} = {self.global_batch} clips"
+        yield f"batch       {self._batch()} = {_count(self.global_batch, 'clip')}"
         yield from self._batch_norm()
         yield (
             f"lr          {self.base_lr:g} x {self.global_batch}/{self.base_batch} "
@@ -119,9 +119,9 @@ class TrainPlan:
         return f"ends        {end:%Y-%m-%d %H:%M %Z}".rstrip() + f", in {duration(left)} at {pace}"
 
     def _batch(self) -> str:
-        gpus = "GPU" if self.world_size == 1 else "GPUs"
+        clips, gpus = _count(self.clips_per_gpu, "clip"), _count(self.world_size, "GPU")
         steps = f" x {self.accumulation} steps of accumulation" if self.accumulation > 1 else ""
-        return f"{self.clips_per_gpu} clips per GPU x {self.world_size} {gpus}{steps}"
+        return f"{clips} per GPU x {gpus}{steps}"
 
     def _batch_norm(self) -> Iterator[str]:
         """What batch norm sees of the batch, and what the paper found where that is little."""
@@ -129,7 +129,7 @@ class TrainPlan:
             return
         whose = "each GPU's own" if self.norm == "bn" else "those of all GPUs in one step"
         grows = "; accumulation does not enlarge it" if self.accumulation > 1 else ""
-        yield f"BN's batch  {self.bn_batch} clips, {whose}{grows}"
+        yield f"BN's batch  {_count(self.bn_batch, 'clip')}, {whose}{grows}"
         if self.bn_batch < SMALL_BATCH:
             yield (
                 f"hint        below {SMALL_BATCH} clips BN loses, GN hardly: from 8 to 4 clips per "
@@ -172,7 +172,7 @@ class TrainPlan:
             f"train.{left} is: the recipe's {RECIPE.base_lr:g} at {RECIPE.base_batch} clips would "
             f"be {scaled:g} at {self.global_batch}, here it is {self.schedule.learning_rate:g}"
         )
-        if math.isclose(self.base_lr, scaled):
+        if not same_lr and math.isclose(self.base_lr, scaled):
             yield (
                 f"            base_lr is scaled to the batch by itself: train.base_lr="
                 f"{RECIPE.base_lr:g} gives {scaled:g}"
@@ -210,3 +210,7 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
