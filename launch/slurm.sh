@@ -35,8 +35,7 @@ fi
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # This script outlives the signals that end its ranks, to see how they ended.
-trap '' USR1
-trap : TERM
+trap : USR1 TERM
 
 # Ranks that save end one after the other: the first must not take the others along. A minute or
 # two later whoever is left has lost its job's other half.

@@ -1,6 +1,8 @@
 """Which ranks say what went wrong."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ import torch.distributed as dist
 
 from videogn import distributed
 from videogn.cli import main
-from videogn.distributed import first_rank_said, note_failure
+from videogn.distributed import first_rank_said, joined_world, note_failure, open_store
+from videogn.errors import RunError
 
 
 @pytest.fixture
@@ -77,3 +80,82 @@ def test_a_job_of_torchrun_says_it_once(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("videogn: error:") == 1
     assert "did you mean model.norm?" in done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def place_here(monkeypatch: pytest.MonkeyPatch, rank: int, port: int) -> None:
+    """Make this process a rank of a job whose first rank holds the store."""
+    places = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}
+    for name, value in {**places, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("TORCHELASTIC_USE_AGENT_STORE", "VIDEOGN_LAUNCHER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_taken_port_is_named(monkeypatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        place_here(monkeypatch, 0, port)
+        monkeypatch.setattr(distributed, "_store", None)
+        with (
+            pytest.raises(RunError, match=f"rank 0 cannot open port {port} of 127.0.0.1"),
+            joined_world(),
+        ):
+            pass
+
+
+def test_a_first_rank_that_does_not_come_is_named(monkeypatch) -> None:
+    port = free_port()
+    place_here(monkeypatch, 1, port)
+    with pytest.raises(RunError, match=f"rank 1 found no store at 127.0.0.1:{port} in 1 s"):
+        open_store(1.0)
+
+
+RANK = """
+import os
+from videogn import cli
+from videogn.distributed import barrier, joined_world
+from videogn.errors import RunError
+try:
+    with joined_world() as world:
+        if world.rank == 1:
+            raise RunError("only here")
+        barrier()
+except RunError as error:
+    os._exit(cli._fail(str(error), 2))
+except Exception as error:
+    os._exit(cli._fail(repr(error), 1, may_follow=True))
+"""
+
+
+@pytest.mark.dist
+def test_a_rank_that_fails_alone_is_the_only_one_to_speak() -> None:
+    """As under srun: the first rank holds the store, and fails because the other has gone."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = "".join(rank.communicate(timeout=90)[1] for rank in ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(timeout=10)
+    assert [rank.returncode for rank in ranks] == [1, 2]
+    assert [line for line in said.splitlines() if "error" in line] == [
+        "videogn: error: [rank 1] only here"
+    ]

@@ -75,15 +75,9 @@ def test_what_both_ranks_find_is_said_once_and_the_code_kept(cluster: Cluster, t
     assert cluster.field(job, "ExitCode") == "2:0"
 
 
-def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
-    output, run = tiny.folder / "output", tiny.folder / "run"
-    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=400", "data.val=''")
-    job = submit(cluster, output, tiny.config, *words, "train.log_interval=1")
-    wait_for_line(output, "iter ", 120)
-    urgent = cluster.submit("-phigh", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    cluster.wait(urgent, ("COMPLETED",), timeout=90)
-    cluster.wait(job, ("PENDING", "RUNNING"), timeout=30)
-    # Slurm holds a requeued job back for two minutes.
+def start_again_now(cluster: Cluster, job: str) -> None:
+    """Shorten the two minutes for which Slurm holds a requeued job back."""
+    cluster.wait(job, ("PENDING", "RUNNING"), timeout=60)
     subprocess.run(
         ["scontrol", "update", f"jobid={job}", "starttime=now"],
         env=cluster.environment,
@@ -91,9 +85,34 @@ def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
         timeout=30,
         check=False,
     )
+
+
+def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
+    output, run = tiny.folder / "output", tiny.folder / "run"
+    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=400", "data.val=''")
+    job = submit(cluster, output, tiny.config, *words, "train.log_interval=1")
+    wait_for_line(output, "iter ", 120)
+    urgent = cluster.submit("-phigh", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.wait(urgent, ("COMPLETED",), timeout=90)
+    start_again_now(cluster, job)
     state = cluster.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=300)
     assert state == "COMPLETED", output.read_text()
     assert cluster.field(job, "Restarts") == "1"
     assert "goes on     from iteration" in output.read_text()
     iterations = [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "train"]
     assert iterations == list(range(1, 401))
+
+
+def test_a_job_at_its_time_limit_goes_on_by_itself(cluster: Cluster, tiny) -> None:
+    output, run = tiny.folder / "output", tiny.folder / "run"
+    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=1000000", "data.val=''")
+    # Slurm may signal up to a minute early.
+    limit = ("--time=3", "--signal=USR1@90")
+    job = submit(cluster, output, tiny.config, *words, options=limit)
+    wait_for_line(output, "iter ", 120)
+    cluster.wait(job, ("COMPLETING", "PENDING", "FAILED", "TIMEOUT"), timeout=150)
+    start_again_now(cluster, job)
+    wait_for_line(output, "goes on     from iteration", 150)
+    assert cluster.field(job, "Restarts") == "1"
+    cluster.call("scancel", "--signal=KILL", "--full", job)
+    cluster.wait(job, ("CANCELLED", "FAILED", "COMPLETED"), timeout=60)

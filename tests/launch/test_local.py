@@ -1,0 +1,92 @@
+"""launch/local.sh and launch/slurm.sh before they start anything, with programs that note words."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+NOTE = '#!/bin/sh\npwd\nprintf "%s\\n" "$@"\nexit 75\n'
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of the scripts beside an environment whose programs only tell their arguments."""
+    root = tmp_path / "the repository"
+    shutil.copytree(LAUNCH, root / "launch")
+    (root / ".venv" / "bin").mkdir(parents=True)
+    write_program(root / ".venv" / "bin" / "videogn", NOTE)
+    return root
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def run(words: list[object], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    return subprocess.run(
+        list(map(str, words)),
+        cwd=folder,
+        env={**clean, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "words", "passed"),
+    [
+        (0, ["a b.yaml", "out=x  y"], ["train", "a b.yaml", "out=x  y"]),
+        (1, ["c.yaml"], ["train", "c.yaml"]),
+        (8, ["c.yaml", "k=*"], ["train", "--gpus", "8", "c.yaml", "k=*"]),
+        (8, ["c.yaml", "--gpus", "2"], ["train", "c.yaml", "--gpus", "2"]),
+        (8, ["c.yaml", "--gpus=2"], ["train", "c.yaml", "--gpus=2"]),
+    ],
+)
+def test_local_starts_a_process_per_gpu_where_the_user_is(
+    repository: Path, tmp_path: Path, num_gpus: int, words: list[str], passed: list[str]
+) -> None:
+    write_program(repository / ".venv" / "bin" / "python", f"#!/bin/sh\necho {num_gpus}\n")
+    done = run(["bash", repository / "launch" / "local.sh", *words], tmp_path)
+    assert done.stdout.splitlines() == [str(tmp_path), *passed]
+    assert done.returncode == 75
+
+
+def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> None:
+    script = repository / "launch" / "slurm.sh"
+    outside = run(["bash", script, "c.yaml"], repository)
+    assert outside.returncode == 2
+    assert "is for sbatch" in outside.stderr
+    path = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    absent = run(["bash", script, "c.yaml"], tmp_path, **path)
+    assert absent.returncode == 2
+    assert f"no {tmp_path}/.venv/bin/videogn" in absent.stderr
+    odd = {"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "1"}
+    unequal = run(["bash", script, "c.yaml"], repository, **path, **odd)
+    assert unequal.returncode == 2
+    assert "8 GPUs and 1 tasks per node; every GPU needs a task" in unequal.stderr
+
+
+@pytest.mark.parametrize("code", [0, 2, 75, 137])
+def test_slurm_script_keeps_codes_and_requeues_after_75_only(repository: Path, code: int) -> None:
+    programs = repository / "programs"
+    programs.mkdir()
+    write_program(programs / "srun", f'#!/bin/sh\nprintf "%s|" "$@"\nexit {code}\n')
+    write_program(programs / "scontrol", '#!/bin/sh\necho "$@"\n')
+    write_program(programs / "sleep", "#!/bin/sh\n")
+    done = run(
+        ["bash", repository / "launch" / "slurm.sh", "c.yaml", "out=a b"],
+        repository,
+        PATH=f"{programs}:/usr/bin:/bin",
+        SLURM_JOB_ID="7",
+        SLURM_NTASKS_PER_NODE="1",
+    )
+    assert done.returncode == code
+    assert f"{repository}/.venv/bin/videogn|train|c.yaml|out=a b|" in done.stdout
+    assert ("requeue 7" in done.stdout) == (code == 75)

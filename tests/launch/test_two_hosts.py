@@ -1,0 +1,142 @@
+"""Two hosts that share nothing but a cable: network namespaces of this machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from videogn.engine.runs import read_log
+
+REPOSITORY = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+
+WAITING_RANKS = """
+import time
+from videogn.distributed import barrier, joined_world
+from videogn.watchdog import Watchdog
+with joined_world() as world, Watchdog(world, 4.0) as watch:
+    for iteration in range(1000):
+        watch.stage("step", iteration)
+        barrier()
+        if iteration == 20:
+            print("in step", flush=True)
+        time.sleep(0.05)
+"""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The names of two namespaces, and of the ends of the cable between them."""
+
+    names: tuple[str, str]
+    devices: tuple[str, str]
+    addresses: tuple[str, str] = ("10.9.0.1", "10.9.0.2")
+
+    def start(self, host: int, words: list[str], **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[host], *words],
+            env={
+                **os.environ,
+                "GLOO_SOCKET_IFNAME": self.devices[host],
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+                **variables,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and the program ip of iproute2")
+    number = os.getpid() % 100_000
+    found = Hosts((f"vgn{number}a", f"vgn{number}b"), (f"vg{number}a", f"vg{number}b"))
+    try:
+        try:
+            for name in found.names:
+                ip("netns", "add", name)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network namespaces here: {error.stderr!r}")
+        ip("link", "add", found.devices[0], "type", "veth", "peer", "name", found.devices[1])
+        for name, device, address in zip(*vars(found).values(), strict=True):
+            ip("link", "set", device, "netns", name)
+            ip("-n", name, "address", "add", f"{address}/24", "dev", device)
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", device, "up")
+        yield found
+    finally:
+        for name in found.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def outcomes(jobs: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of each; none is left behind."""
+    try:
+        return [(*job.communicate(timeout=timeout), job.returncode)[::-1] for job in jobs]
+    finally:
+        for job in jobs:
+            if job.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(job.pid, signal.SIGKILL)
+                job.communicate(timeout=10)
+
+
+def test_torchrun_trains_on_two_hosts(hosts: Hosts, tiny) -> None:
+    run = tiny.folder / "run"
+    words = ["-m", "videogn", "train", str(tiny.config), f"out={run}", "train.clips_per_gpu=2"]
+    jobs = [
+        hosts.start(
+            host,
+            [
+                *(sys.executable, "-m", "torch.distributed.run"),
+                *("--nnodes=2", f"--node-rank={host}", "--nproc-per-node=1"),
+                *("--rdzv-backend=c10d", f"--rdzv-endpoint={hosts.addresses[0]}:29500"),
+                *(f"--rdzv-conf=is_host={host == 0}", f"--local-addr={hosts.addresses[host]}"),
+                *words,
+            ],
+        )
+        for host in (0, 1)
+    ]
+    codes = outcomes(jobs, 240)
+    assert [code for code, *_ in codes] == [0, 0], codes
+    assert [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "val"] == [3, 6]
+
+
+def test_a_cut_cable_ends_both_sides_and_each_names_the_other(hosts: Hosts) -> None:
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    place = {"MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29511"}
+    jobs = [
+        hosts.start(host, [sys.executable, "-c", WAITING_RANKS], RANK=str(host), **common, **place)
+        for host in (0, 1)
+    ]
+    try:
+        assert jobs[0].stdout is not None
+        assert jobs[0].stdout.readline() == "in step\n"
+        ip("-n", hosts.names[0], "link", "set", hosts.devices[0], "down")
+        started = time.monotonic()
+    finally:
+        first, second = outcomes(jobs, 90)
+    assert time.monotonic() - started < 60
+    assert first[0] == second[0] == 1
+    assert "[rank 0 on " in first[1]
+    assert "rank 1 on " in first[1]
+    assert "has stopped: last heard of " in first[1]
+    assert "[rank 1 on " in second[1]
+    assert "rank 0 has stopped: it does not answer" in second[1]
