@@ -20,7 +20,6 @@ from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
 from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
-from videogn.data.shared import SharedRecords
 from videogn.data.transforms import (
     center_box,
     draw_augmentation,
@@ -28,6 +27,7 @@ from videogn.data.transforms import (
     source_box,
     three_boxes,
 )
+from videogn.data.watched import WatchedRecords
 from videogn.errors import DecodeError
 
 MAX_TRIES = 10
@@ -205,12 +205,12 @@ class TrainDataset(Dataset[ClipSample]):
     """
 
     def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = SharedRecords(records)
+        self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     def __getitem__(self, key: tuple[int, int]) -> ClipSample:
         return self.read(key)
@@ -231,10 +231,11 @@ class TrainDataset(Dataset[ClipSample]):
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             if attempt:
-                chosen = int(rng.integers(len(self._records)))
-            record = self._records[chosen]
+                chosen = int(rng.integers(len(self.videos)))
+            record = self.videos[chosen]
             try:
-                frames, shown = self._clips.read(record.path, rng, memory)
+                with self.videos.reading(chosen):
+                    frames, shown = self._clips.read(record.path, rng, memory)
             except DecodeError as error:
                 failures.append((error.path, error.reason))
             else:
@@ -249,12 +250,12 @@ class ValDataset(Dataset[ClipSample]):
     """One clip per video under training augmentation, drawn once and for all (paper, Figure 7)."""
 
     def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = SharedRecords(records)
+        self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     def __getitem__(self, index: int) -> ClipSample:
         return self.read(index)
@@ -266,10 +267,11 @@ class ValDataset(Dataset[ClipSample]):
 
     def read(self, index: int, memory: np.ndarray | None = None) -> ClipSample:
         """The clip of a video, its frames written into ``memory`` where given."""
-        record = self._records[index]
+        record = self.videos[index]
         try:
             rng = np.random.default_rng([self._seed, 0, index, 0, VALIDATION])
-            frames, shown = self._clips.read(record.path, rng, memory)
+            with self.videos.reading(index):
+                frames, shown = self._clips.read(record.path, rng, memory)
         except DecodeError as error:
             failures = ((error.path, error.reason),)
             return ClipSample(None, np.empty(0, np.int64), record.label, index, failures)
@@ -300,7 +302,7 @@ class TestDataset(Dataset[VideoViews]):
         planar: bool = False,
         fps: float | None = None,
     ) -> None:
-        self._records = SharedRecords(records)
+        self.videos = WatchedRecords(records)
         self._num_frames = num_frames
         self._frame_stride = frame_stride
         self._num_clips = num_clips
@@ -313,7 +315,7 @@ class TestDataset(Dataset[VideoViews]):
         self._fps = fps
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     @property
     def sample_bytes(self) -> int:
@@ -326,9 +328,9 @@ class TestDataset(Dataset[VideoViews]):
 
     def read(self, index: int, memory: np.ndarray | None = None) -> VideoViews:
         """The views of a video, their frames written into ``memory`` where that suffices."""
-        path = self._records[index].path
+        path = self.videos[index].path
         try:
-            with _memory_errors_named(path):
+            with self.videos.reading(index), _memory_errors_named(path):
                 return self._read(index, path, memory)
         except DecodeError as error:
             return VideoViews.failed(index, error.reason)
