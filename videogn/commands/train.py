@@ -13,20 +13,22 @@ from videogn.commands.setup import (
     PROBE_SAMPLES,
     SAMPLED_VIDEOS,
     build_model,
+    check_augmentation,
     check_network,
-    clips_of,
     input_scale,
     list_of,
     planar_room,
     reader_lines,
     reading_workers,
     spec_of,
+    train_clips,
+    val_clips,
     video_opener,
 )
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
-from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
+from videogn.data.dataset import TrainDataset, ValDataset
 from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
@@ -91,6 +93,7 @@ class Prepared:
 def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     """Read the lists and the weight file, and check that they and the config agree."""
     config = loaded.config
+    check_augmentation(config)
     check_folder(RunFolder(Path(config.out)), config)
     num_classes = config.model.num_classes
     weights = read_weights(config.model.weights) if config.model.weights else None
@@ -236,12 +239,6 @@ def _triple(values: tuple[float, float, float]) -> str:
     return " ".join(f"{value:.4g}" for value in values)
 
 
-def random_clips(config: Config, key: str, device: torch.device) -> RandomClips:
-    """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
-    opener = video_opener(config.data, key)
-    return clips_of(config.clip, opener, planar_room(config.data, device))
-
-
 def _train_loader(prepared: Prepared, run: Run, first_step: int) -> Iterator[ClipBatch]:
     config, world = prepared.config, run.world
     clips_per_gpu = config.train.clips_per_gpu
@@ -255,23 +252,25 @@ def _train_loader(prepared: Prepared, run: Run, first_step: int) -> Iterator[Cli
         last_step=prepared.plan.iterations,
         order=shard_order(prepared.train_list.records, config.data.shuffle_buffer),
     )
-    clips = random_clips(config, "train", world.device)
+    clips = train_clips(config, "train", world.device)
     dataset = TrainDataset(prepared.train_list.records, clips, config.seed)
     keys = [(0, index) for index in spread(range(len(dataset)), PROBE_SAMPLES)]
     workers = reading_workers(config.data, world, dataset, keys, clips_per_gpu)
-    run.report(f"reading     {workers.line()}, clips finished {_where(clips)}")
+    run.report(f"reading     {workers.line()}, clips finished {_where(config, world)}")
     return iter(build_train_loader(dataset, batches, workers))
 
 
-def _where(clips: RandomClips) -> str:
-    return "on the device where that is less to send" if clips.planar_room else "as they are read"
+def _where(config: Config, world: World) -> str:
+    if config.train.rand_augment or not planar_room(config.data, world.device):
+        return "as they are read"
+    return "on the device where that is less to send"
 
 
 def _validation(prepared: Prepared, run: Run) -> Callable[[], Validation] | None:
     if prepared.val_list is None:
         return None
     config, world = prepared.config, run.world
-    clips = random_clips(config, "val", world.device)
+    clips = val_clips(config, world.device)
     dataset = ValDataset(prepared.val_list.records, clips, config.seed)
     shard, batch_size = world.shard(len(dataset)), config.train.clips_per_gpu
     keys = spread(shard, PROBE_SAMPLES)

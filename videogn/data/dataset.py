@@ -7,7 +7,7 @@ index), not of workers or ranks.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -131,6 +131,21 @@ class DeviceViews(NamedTuple):
         return torch.stack(views)
 
 
+class Clips(Protocol):
+    """Makes one clip of a video."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that a clip needs."""
+        ...
+
+    def read(
+        self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """Frames of a clip and which of them it shows, as :meth:`RandomClips.read`."""
+        ...
+
+
 class RandomClips:
     """Draws one augmented clip of a video (non-local paper, section 4.1).
 
@@ -197,6 +212,62 @@ class RandomClips:
         return Frames.in_memory(form, memory), shown
 
 
+class CenterClips:
+    """The clip in the middle of a video: the middle frames, and the middle of each.
+
+    Args:
+        num_frames, frame_stride, fps: as in :class:`videogn.config.ClipConfig`.
+        short_side: pixels of the shorter side after scaling.
+        crop_size: side of the square that is cut out of the scaled frame.
+        planar_room: as in :class:`RandomClips`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        frame_stride: int,
+        short_side: int,
+        crop_size: int,
+        open_video: Callable[[str], VideoReader],
+        planar_room: float = 0.0,
+        fps: float | None = None,
+    ) -> None:
+        self._num_frames = num_frames
+        self._frame_stride = frame_stride
+        self._short_side = short_side
+        self._crop_size = crop_size
+        self._open_video = open_video
+        self._planar_room = planar_room
+        self._fps = fps
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that a clip needs."""
+        finished = self._num_frames * self._crop_size**2 * 3
+        return math.ceil(finished * max(1.0, self._planar_room))
+
+    def read(
+        self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """As :meth:`RandomClips.read`, but nothing is drawn from ``rng``."""
+        del rng
+        memory = np.empty(self.num_bytes, np.uint8) if memory is None else memory
+        with _memory_errors_named(path):
+            video = self._open_video(path)
+            [indices] = _at_rate(
+                video,
+                self._fps,
+                lambda total: uniform_clips(total, self._num_frames, self._frame_stride, 1),
+            )
+            size = scaled_size(video.height, video.width, self._short_side)
+            wanted = Wanted(None, size, center_box(*size, self._crop_size))
+            unique, shown = np.unique(indices, return_inverse=True)
+            planar = self._planar_room > 0
+            form = write_frames(memory, video, path, unique, wanted, planar=planar)
+        return Frames.in_memory(form, memory), shown
+
+
 class TrainDataset(Dataset[ClipSample]):
     """Training clips by (epoch, index).
 
@@ -204,7 +275,7 @@ class TrainDataset(Dataset[ClipSample]):
     index, try), with its own label, and is named in ``failures``.
     """
 
-    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
+    def __init__(self, records: Sequence[VideoRecord], clips: Clips, seed: int) -> None:
         self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
@@ -247,9 +318,12 @@ class TrainDataset(Dataset[ClipSample]):
 
 
 class ValDataset(Dataset[ClipSample]):
-    """One clip per video under training augmentation, drawn once and for all (paper, Figure 7)."""
+    """One clip per video, always the same.
 
-    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
+    Under training augmentation it is drawn once and for all (paper, Figure 7).
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], clips: Clips, seed: int) -> None:
         self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
