@@ -30,16 +30,12 @@ from reading import FORMS, encode, made_video
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from videogn.data.crew import prepare_worker, worker_context
 from videogn.data.dataset import RandomClips, TrainDataset
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord
-from videogn.data.loader import (
-    TrainBatches,
-    build_train_loader,
-    prepare_worker,
-    worker_context,
-)
+from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener
 from videogn.data.transforms import normalize
 from videogn.data.workers import Workers

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from videogn.data.checking import examine
+from videogn.data.crew import prepare_worker
 from videogn.data.decode import PyAVReader, VideoReader
-from videogn.data.loader import prepare_worker
 from videogn.data.opening import VideoOpener
 from videogn.data.packets import NotIndexableError, index_video
 from videogn.data.probing import probe

@@ -7,13 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "videogn"
 
-BASE = {"errors", "files", "config", "config_files", "distributed", "watchdog"}
+BASE = {"errors", "files", "config", "config_files", "distributed", "watchdog", "stopping"}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
     "yaml_files": {"errors"},
     "config": set(),
     "config_files": {"config", "errors", "yaml_files"},
+    "stopping": set(),
     "ranks": {"errors"},
     "parents": {"ranks"},
     "distributed": {"errors", "ranks"},

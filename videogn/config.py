@@ -72,6 +72,9 @@ class DataConfig:
     prefetch: PositiveInt | Literal["auto"] = "auto"
     """Batches that each decoding process reads ahead; ``auto`` by how much the times of a few
     samples differ."""
+    read_timeout: PositiveFloat = 300.0
+    """Seconds after which a decoding process is killed over the video it is reading, which then
+    counts as one that cannot be decoded. Nothing can be done in the training process itself."""
     pixels: Literal["auto", "cpu", "device"] = "auto"
     """Where frames are converted to RGB, scaled and mirrored: by the decoding processes, or, as YUV
     crops, on the device. ``auto``: on a GPU where the crops take no more bytes than the finished
@@ -231,6 +234,15 @@ class TrainConfig:
     timeout: PositiveFloat = 600.0
     """Seconds without progress after which a rank ends the job: more than the longest step and
     the longest save take."""
+    val_clip: Literal["augmented", "center"] = "augmented"
+    """The one clip of a video that validation scores: ``augmented`` as for training, drawn once and
+    for all (paper, Figure 7); ``center``: the frames in the middle, short side
+    ``clip.short_side_min``, centre crop of ``clip.crop_size``, not mirrored."""
+    rand_augment: NonNegativeInt = 0
+    """Operations of RandAugment (arXiv 1909.13719) that each augmented clip goes through, all its
+    frames the same; 0 for none."""
+    rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of each, in steps of a thirtieth of torchvision's range."""
     max_failed_fraction: Fraction = 0.01
     """Training stops once more than this share of the list could not be decoded, but never for a
     single video."""

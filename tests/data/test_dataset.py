@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from videogn.data.dataset import (
     MAX_TRIES,
+    CenterClips,
     RandomClips,
     TestDataset,
     TrainDataset,
@@ -300,3 +301,71 @@ def test_a_rate_needs_times(make_video, monkeypatch) -> None:
     failed = videos_of([VideoRecord(path, 0, "a")], fps=30.0)[0]
     assert failed.reason == "no times"
     assert videos_of([VideoRecord(path, 0, "a")])[0].reason is None
+
+
+def center_clips(**changes) -> CenterClips:
+    options = {
+        "num_frames": 4,
+        "frame_stride": 2,
+        "short_side": 64,
+        "crop_size": 48,
+        "open_video": VideoOpener("pyav"),
+    }
+    return CenterClips(**{**options, **changes})
+
+
+def val_clip(path: Path, **changes) -> np.ndarray:
+    """(T, H, W, C) of the validation clip."""
+    val = ValDataset([VideoRecord(str(path), 0, path.name)], center_clips(**changes), seed=3)
+    sample = val[0]
+    assert sample.failures == ()
+    return sample.clip.permute(1, 2, 3, 0).numpy()
+
+
+def test_center_clip_is_the_middle_of_the_middle_frames(make_video) -> None:
+    path = make_video(num_frames=21)
+    # Four frames at stride 2 span 7 of 21: 7 before, 7 after; 8 rows and 24 columns on each side.
+    whole = PyAVReader(str(path)).frames(range(21))
+    assert make_video.numbers_in(whole[[7, 9, 11, 13]]) == [7, 9, 11, 13]
+    expected = whole[[7, 9, 11, 13], 8:56, 24:72]
+    assert np.array_equal(val_clip(path), expected)
+
+
+def test_center_clip_is_taken_at_the_rate_that_is_asked_for(make_video) -> None:
+    path = make_video(num_frames=22)
+    seconds = PyAVReader(str(path)).times()
+    fps = 0.5 / float(seconds[1] - seconds[0])
+    found = val_clip(path, fps=fps, frame_stride=1, num_frames=5)
+    # At half the rate every second frame is there, 11 in all: 3 before the clip and 3 after it.
+    whole = PyAVReader(str(path)).frames([6, 8, 10, 12, 14])
+    assert np.array_equal(found, whole[:, 8:56, 24:72])
+
+
+def test_center_clip_is_scaled_to_the_short_side(make_video) -> None:
+    path = make_video(num_frames=21, size=(96, 64))
+    whole = PyAVReader(str(path)).frames([7, 9, 11, 13])
+    # Half as large. The scaler's filter is not the mean of four pixels, and noise shows that: the
+    # place it comes from must fit far better than any other.
+    halved = whole.reshape(4, 48, 2, 32, 2, 3).astype(np.float64).mean((2, 4))
+    found = val_clip(path, short_side=32, crop_size=24)
+    errors = {
+        (top, left): np.abs(found - halved[:, top : top + 24, left : left + 24]).mean()
+        for top in range(25)
+        for left in range(9)
+    }
+    best, second = sorted(errors, key=errors.__getitem__)[:2]
+    assert best == (12, 4)
+    assert 1.5 * errors[best] < errors[second]
+
+
+def test_center_clip_of_a_short_video_loops(make_video) -> None:
+    path = make_video(num_frames=3)
+    whole = PyAVReader(str(path)).frames(range(3))
+    assert np.array_equal(val_clip(path), whole[[0, 2, 1, 0], 8:56, 24:72])
+
+
+def test_center_clip_left_to_the_device_is_the_same(make_video) -> None:
+    path = make_video(num_frames=21, g="6", bf="2")
+    difference = val_clip(path).astype(int) - val_clip(path, planar_room=5.0).astype(int)
+    assert np.abs(difference).max() <= 4
+    assert np.abs(difference).mean() < 1

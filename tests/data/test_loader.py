@@ -148,7 +148,6 @@ def assert_equal(found: list, expected: list) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_clips_do_not_depend_on_workers_ranks_or_interruption(records) -> None:
     alone = train_batches(records, 0)
     assert alone[0].clips_on(CPU).shape == (4, 3, 4, 32, 32)
@@ -292,20 +291,23 @@ def test_no_worker_for_a_rank_without_videos(records) -> None:
 
 
 @pytest.mark.dist
-def test_dead_worker_ends_the_iteration(records) -> None:
-    batches = TrainBatches(
-        num_videos=5, clips_per_gpu=1, rank=0, world_size=1, seed=0, first_step=0, last_step=10**6
-    )
+def test_iteration_goes_on_after_a_worker_is_killed(records) -> None:
     others = set(multiprocessing.active_children())
+    expected = [batch.places.tolist() for batch in train_batches(records, 0, steps=(0, 20))]
+    batches = TrainBatches(
+        num_videos=5, clips_per_gpu=4, rank=0, world_size=1, seed=7, first_step=0, last_step=20
+    )
     iterator = iter(build_train_loader(TrainDataset(records, CLIPS, seed=7), batches, Workers(2)))
-    next(iterator)
+    found = [next(iterator).places.tolist()]
     victim, _ = set(multiprocessing.active_children()) - others
+    # It may hold whatever a worker can hold.
     os.kill(victim.pid, signal.SIGKILL)
-    start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"worker .*(died|exited|is killed)"):
-        for _ in range(1000):
-            next(iterator)
-    assert time.monotonic() - start < 15
+    rest = list(iterator)
+    lost = {path for batch in rest for path, reason in batch.failures if "SIGKILL" in reason}
+    assert len(lost) <= 1
+    if not lost:
+        assert found + [batch.places.tolist() for batch in rest] == expected
+    assert len(rest) == 19
 
 
 PARENT = """
@@ -337,22 +339,37 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+def wait_for_line(file: Path, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while not file.read_text().endswith("\n"):
+        assert time.monotonic() < deadline, f"nothing was said within {seconds:g} seconds"
+        time.sleep(0.1)
+    return file.read_text()
+
+
 @pytest.mark.dist
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 def test_workers_end_when_their_parent_is_killed(make_video, tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
+    script, said = tmp_path / "parent.py", tmp_path / "said"
     script.write_text(PARENT)
     package = str(Path(__file__).parents[2])
-    with subprocess.Popen(
-        [sys.executable, str(script), str(make_video())],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": package},
-    ) as parent:
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
+    with said.open("w") as output:
+        parent = subprocess.Popen(
+            [sys.executable, str(script), str(make_video())],
+            stdout=output,
+            env={**os.environ, "PYTHONPATH": package},
+            start_new_session=True,
+        )
+    try:
+        # Not readline, which would wait for as long as the parent did.
+        workers = [int(pid) for pid in wait_for_line(said, 60.0).split()]
         assert len(workers) == 2
         assert all(map(is_running, workers))
         parent.kill()
+        parent.wait(10)
+    except BaseException:
+        os.killpg(parent.pid, signal.SIGKILL)
+        raise
     deadline = time.monotonic() + 15
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)

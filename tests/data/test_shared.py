@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videogn.data.crew import worker_context
 from videogn.data.list_checks import VideoRecord
-from videogn.data.loader import worker_context
 from videogn.data.shared import Ring, SharedBytes, SharedRecords
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)

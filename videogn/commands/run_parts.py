@@ -12,14 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from videogn.commands.setup import (
     PROBE_SAMPLES,
     build_model,
-    clips_of,
     planar_room,
     reading_workers,
-    video_opener,
+    train_clips,
+    val_clips,
 )
 from videogn.config import Config, TrainConfig
 from videogn.data.annotations import spread
-from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
+from videogn.data.dataset import TrainDataset, ValDataset
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import ClipBatch, TrainBatches, build_train_loader, build_val_loader
 from videogn.data.shard_order import shard_order
@@ -169,12 +169,6 @@ def _trained(
     return Trained(network, optimizer, scaler, average)
 
 
-def random_clips(config: Config, key: str, device: torch.device) -> RandomClips:
-    """How a config's clips of the list ``data.<key>`` are drawn, in training and validation."""
-    opener = video_opener(config.data, key)
-    return clips_of(config.clip, opener, planar_room(config.data, device))
-
-
 def train_batches(
     prepared: Prepared, world: World, report: Callable[[str], None], first: int, last: int
 ) -> Iterator[ClipBatch]:
@@ -185,7 +179,7 @@ def train_batches(
     workers = reading_workers(config.data, world, dataset, keys, config.train.clips_per_gpu)
     where = (
         "on the device where that is less to send"
-        if planar_room(config.data, world.device)
+        if planar_room(config.data, world.device) and not config.train.rand_augment
         else "as they are read"
     )
     report(f"reading     {workers.line()}, clips finished {where}")
@@ -193,7 +187,7 @@ def train_batches(
 
 
 def _train_dataset(prepared: Prepared, world: World) -> TrainDataset:
-    clips = random_clips(prepared.config, "train", world.device)
+    clips = train_clips(prepared.config, "train", world.device)
     return TrainDataset(prepared.train_list.records, clips, prepared.config.seed)
 
 
@@ -255,7 +249,7 @@ def validation(prepared: Prepared, run: Run) -> ValidateNow | None:
     if prepared.val_list is None:
         return None
     config, world = prepared.config, run.world
-    clips = random_clips(config, "val", world.device)
+    clips = val_clips(config, world.device)
     dataset = ValDataset(prepared.val_list.records, clips, config.seed)
     shard, batch_size = world.shard(len(dataset)), config.train.clips_per_gpu
     num_rounds = math.ceil(math.ceil(len(dataset) / world.size) / batch_size)

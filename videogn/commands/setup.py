@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from videogn.config import ClipConfig, DataConfig, ModelConfig
+from videogn.config import ClipConfig, Config, DataConfig, ModelConfig
 from videogn.config_files import LoadedConfig
 from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
-from videogn.data.dataset import RandomClips
+from videogn.data.dataset import CenterClips, Clips, RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import Reads, time_reads
 from videogn.data.opening import CHECKS, VideoOpener
+from videogn.data.rand_augment import RandAugmentedClips
 from videogn.data.workers import Workers, choose_workers
 from videogn.distributed import World
 from videogn.engine.runs import RunFolder
@@ -184,6 +185,45 @@ def clips_of(
     )
 
 
+def train_clips(config: Config, key: str, device: torch.device) -> Clips:
+    """How a config's augmented clips of the list ``data.<key>`` are made."""
+    opener, train = video_opener(config.data, key), config.train
+    if not train.rand_augment:
+        return clips_of(config.clip, opener, planar_room(config.data, device))
+    clips = clips_of(config.clip, opener)
+    return RandAugmentedClips(clips, train.rand_augment, train.rand_augment_magnitude)
+
+
+def val_clips(config: Config, device: torch.device) -> Clips:
+    """How a config's validation clips are made."""
+    if config.train.val_clip == "augmented":
+        return train_clips(config, "val", device)
+    clip = config.clip
+    return CenterClips(
+        num_frames=clip.num_frames,
+        frame_stride=clip.frame_stride,
+        short_side=clip.short_side_min,
+        crop_size=clip.crop_size,
+        fps=clip.fps,
+        open_video=video_opener(config.data, "val"),
+        planar_room=planar_room(config.data, device),
+    )
+
+
+def check_augmentation(config: Config) -> None:
+    """Refuse to finish clips both where they are decoded and on the device.
+
+    Raises:
+        ConfigError: RandAugment is asked for together with ``data.pixels=device``.
+    """
+    if config.train.rand_augment and config.data.pixels == "device":
+        raise ConfigError(
+            f"train.rand_augment={config.train.rand_augment} changes finished frames where they "
+            "are decoded, and data.pixels=device finishes them elsewhere: use data.pixels=cpu or "
+            "train.rand_augment=0"
+        )
+
+
 def planar_room(data: DataConfig, device: torch.device) -> float:
     """How many times a finished clip's bytes its frames may take to stay as they are decoded."""
     if data.pixels == "auto":
@@ -200,7 +240,7 @@ def reading_workers(
         keys: of a few samples, which are read to see how much their times differ.
         batch_size: samples of a batch.
     """
-    return choose_workers(
+    workers = choose_workers(
         data.num_workers,
         data.prefetch,
         sharing=world.local_size,
@@ -209,6 +249,7 @@ def reading_workers(
         batch_bytes=batch_size * dataset.sample_bytes,
         seconds=partial(time_reads, dataset, keys),
     )
+    return workers._replace(timeout=data.read_timeout)
 
 
 def list_source(data: DataConfig, key: str) -> str:

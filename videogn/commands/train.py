@@ -22,6 +22,7 @@ from videogn.commands.run_parts import (
 from videogn.commands.setup import (
     SAMPLED_VIDEOS,
     build_model,
+    check_augmentation,
     check_network,
     input_scale,
     list_of,
@@ -91,6 +92,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
 
 def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     """Read the lists and the weight file, and check that they and the config agree."""
+    check_augmentation(loaded.config)
     config = _keep_batch(loaded.config, world_size)
     folder = RunFolder(Path(config.out))
     check_folder(folder, config)

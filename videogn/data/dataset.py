@@ -7,7 +7,7 @@ index), not of workers or ranks.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
 from videogn.data.rgb import Box
 from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
-from videogn.data.shared import SharedRecords
 from videogn.data.transforms import (
     center_box,
     draw_augmentation,
@@ -28,6 +27,7 @@ from videogn.data.transforms import (
     source_box,
     three_boxes,
 )
+from videogn.data.watched import WatchedRecords
 from videogn.errors import DecodeError
 
 MAX_TRIES = 10
@@ -131,6 +131,21 @@ class DeviceViews(NamedTuple):
         return torch.stack(views)
 
 
+class Clips(Protocol):
+    """Makes one clip of a video."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that a clip needs."""
+        ...
+
+    def read(
+        self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """Frames of a clip and which of them it shows, as :meth:`RandomClips.read`."""
+        ...
+
+
 class RandomClips:
     """Draws one augmented clip of a video (non-local paper, section 4.1).
 
@@ -197,6 +212,62 @@ class RandomClips:
         return Frames.in_memory(form, memory), shown
 
 
+class CenterClips:
+    """The clip in the middle of a video: the middle frames, and the middle of each.
+
+    Args:
+        num_frames, frame_stride, fps: as in :class:`videogn.config.ClipConfig`.
+        short_side: pixels of the shorter side after scaling.
+        crop_size: side of the square that is cut out of the scaled frame.
+        planar_room: as in :class:`RandomClips`.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int,
+        frame_stride: int,
+        short_side: int,
+        crop_size: int,
+        open_video: Callable[[str], VideoReader],
+        planar_room: float = 0.0,
+        fps: float | None = None,
+    ) -> None:
+        self._num_frames = num_frames
+        self._frame_stride = frame_stride
+        self._short_side = short_side
+        self._crop_size = crop_size
+        self._open_video = open_video
+        self._planar_room = planar_room
+        self._fps = fps
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that a clip needs."""
+        finished = self._num_frames * self._crop_size**2 * 3
+        return math.ceil(finished * max(1.0, self._planar_room))
+
+    def read(
+        self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
+    ) -> tuple[Frames, np.ndarray]:
+        """As :meth:`RandomClips.read`, but nothing is drawn from ``rng``."""
+        del rng
+        memory = np.empty(self.num_bytes, np.uint8) if memory is None else memory
+        with _memory_errors_named(path):
+            video = self._open_video(path)
+            [indices] = _at_rate(
+                video,
+                self._fps,
+                lambda total: uniform_clips(total, self._num_frames, self._frame_stride, 1),
+            )
+            size = scaled_size(video.height, video.width, self._short_side)
+            wanted = Wanted(None, size, center_box(*size, self._crop_size))
+            unique, shown = np.unique(indices, return_inverse=True)
+            planar = self._planar_room > 0
+            form = write_frames(memory, video, path, unique, wanted, planar=planar)
+        return Frames.in_memory(form, memory), shown
+
+
 class TrainDataset(Dataset[ClipSample]):
     """Training clips by (epoch, index).
 
@@ -204,13 +275,13 @@ class TrainDataset(Dataset[ClipSample]):
     index, try), with its own label, and is named in ``failures``.
     """
 
-    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = SharedRecords(records)
+    def __init__(self, records: Sequence[VideoRecord], clips: Clips, seed: int) -> None:
+        self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     def __getitem__(self, key: tuple[int, int]) -> ClipSample:
         return self.read(key)
@@ -231,10 +302,11 @@ class TrainDataset(Dataset[ClipSample]):
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng([self._seed, epoch, index, attempt])
             if attempt:
-                chosen = int(rng.integers(len(self._records)))
-            record = self._records[chosen]
+                chosen = int(rng.integers(len(self.videos)))
+            record = self.videos[chosen]
             try:
-                frames, shown = self._clips.read(record.path, rng, memory)
+                with self.videos.reading(chosen):
+                    frames, shown = self._clips.read(record.path, rng, memory)
             except DecodeError as error:
                 failures.append((error.path, error.reason))
             else:
@@ -246,15 +318,18 @@ class TrainDataset(Dataset[ClipSample]):
 
 
 class ValDataset(Dataset[ClipSample]):
-    """One clip per video under training augmentation, drawn once and for all (paper, Figure 7)."""
+    """One clip per video, always the same.
 
-    def __init__(self, records: Sequence[VideoRecord], clips: RandomClips, seed: int) -> None:
-        self._records = SharedRecords(records)
+    Under training augmentation it is drawn once and for all (paper, Figure 7).
+    """
+
+    def __init__(self, records: Sequence[VideoRecord], clips: Clips, seed: int) -> None:
+        self.videos = WatchedRecords(records)
         self._clips = clips
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     def __getitem__(self, index: int) -> ClipSample:
         return self.read(index)
@@ -266,10 +341,11 @@ class ValDataset(Dataset[ClipSample]):
 
     def read(self, index: int, memory: np.ndarray | None = None) -> ClipSample:
         """The clip of a video, its frames written into ``memory`` where given."""
-        record = self._records[index]
+        record = self.videos[index]
         try:
             rng = np.random.default_rng([self._seed, 0, index, 0, VALIDATION])
-            frames, shown = self._clips.read(record.path, rng, memory)
+            with self.videos.reading(index):
+                frames, shown = self._clips.read(record.path, rng, memory)
         except DecodeError as error:
             failures = ((error.path, error.reason),)
             return ClipSample(None, np.empty(0, np.int64), record.label, index, failures)
@@ -300,7 +376,7 @@ class TestDataset(Dataset[VideoViews]):
         planar: bool = False,
         fps: float | None = None,
     ) -> None:
-        self._records = SharedRecords(records)
+        self.videos = WatchedRecords(records)
         self._num_frames = num_frames
         self._frame_stride = frame_stride
         self._num_clips = num_clips
@@ -313,7 +389,7 @@ class TestDataset(Dataset[VideoViews]):
         self._fps = fps
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.videos)
 
     @property
     def sample_bytes(self) -> int:
@@ -326,9 +402,9 @@ class TestDataset(Dataset[VideoViews]):
 
     def read(self, index: int, memory: np.ndarray | None = None) -> VideoViews:
         """The views of a video, their frames written into ``memory`` where that suffices."""
-        path = self._records[index].path
+        path = self.videos[index].path
         try:
-            with _memory_errors_named(path):
+            with self.videos.reading(index), _memory_errors_named(path):
                 return self._read(index, path, memory)
         except DecodeError as error:
             return VideoViews.failed(index, error.reason)

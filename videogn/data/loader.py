@@ -5,23 +5,19 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels.
 
 import contextlib
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
+from videogn.data.crew import EXIT_SECONDS, Crew, Losses, prepare_worker, worker_context
 from videogn.data.dataset import (
     ClipSample,
     TestDataset,
@@ -31,8 +27,8 @@ from videogn.data.dataset import (
     clip_of,
 )
 from videogn.data.frames import Form, Frames
-from videogn.data.limits import limit_memory
 from videogn.data.shared import Ring
+from videogn.data.watched import WatchedRecords
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError, UserError
 
@@ -47,6 +43,8 @@ IN_USE = 2
 
 PROBE_SECONDS = 2.0
 """How long samples are read to see how much their times differ."""
+PROBE_START_SECONDS = 60.0
+"""How long the first of them is waited for: a worker has to come up before."""
 
 
 class ClipBatch(NamedTuple):
@@ -151,6 +149,11 @@ class Reads(Protocol):
     """A data set that writes the frames of a sample where it is told."""
 
     @property
+    def videos(self) -> WatchedRecords:
+        """The list it reads."""
+        ...
+
+    @property
     def sample_bytes(self) -> int:
         """Memory that a sample needs."""
         ...
@@ -164,6 +167,8 @@ class Loader(Generic[T]):
     """Batches of samples, read in worker processes that write their frames into shared memory.
 
     A batch is valid until the one after the next is asked for; then its memory is used again.
+    A video that kills its worker, or is not read in time, is quarantined, and what it was wanted
+    for is read again by another worker: the data set treats it as one that cannot be decoded.
 
     Args:
         dataset: what reads a sample.
@@ -175,8 +180,8 @@ class Loader(Generic[T]):
         pinned: whether a GPU fetches from the shared memory.
 
     Raises:
-        UserError: what a worker raised, as it was.
-        RuntimeError: a worker died; torch's message has its process id.
+        UserError: what a worker raised, as it was; a :class:`RunError` where too many were lost.
+        RuntimeError: a worker failed otherwise; the message has its traceback.
     """
 
     def __init__(
@@ -190,47 +195,55 @@ class Loader(Generic[T]):
         persistent: bool = False,
         pinned: bool = True,
     ) -> None:
+        self._videos = dataset.videos
+        self._keys = batches
         self._finish = finish
+        self._workers = workers
+        self._persistent = persistent
+        self._waiting: Crew | None = None
+        self._losses = Losses()
         self._ring: Ring | None = None
         if workers.processes:
             slots = workers.processes * workers.prefetch + IN_USE
             self._ring = Ring(slots, batch_size * dataset.sample_bytes)
             if pinned and torch.cuda.is_available():
                 self._ring.pin()
-        self._loader: DataLoader[Any] = DataLoader(
-            _Filling(dataset, self._ring),
-            batch_sampler=_Numbered(batches),
-            collate_fn=_as_it_is,
-            # Torch draws a seed for the workers, which do not use it; drawn from the global
-            # generator it would shift the dropout of a run that validates at other steps.
-            generator=torch.Generator(),
-            **_worker_options(workers, persistent),
-        )
+        self._fill = _Filling(dataset, self._ring)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._keys)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[T]:
         return _paced(self._batches())
 
     def _batches(self) -> Iterator[T]:
-        filled = iter(self._loader)
-        while True:
-            try:
-                item = next(filled)
-            except StopIteration:
-                return
-            # Torch may be fetching an answer from the worker when it dies.
-            except (ConnectionError, EOFError, FileNotFoundError) as error:
-                raise RuntimeError(
-                    "a data worker died, perhaps killed for lack of memory; "
-                    "data.num_workers=0 decodes in the training process"
-                ) from error
+        for item in self._filled():
             if isinstance(item, UserError):
                 raise item
             yield self._finish([self._attached(item.slot, sample) for sample in item.samples])
 
+    def _filled(self) -> "Iterator[_Filled | UserError]":
+        processes = self._workers.processes
+        if processes == 0:
+            yield from (self._fill(number, keys) for number, keys in enumerate(self._keys))
+            return
+        crew, self._waiting = self._waiting, None
+        if crew is None:
+            crew = Crew(self._fill, self._videos, processes, self._workers.timeout, self._losses)
+        try:
+            yield from crew.in_order(self._keys, processes * self._workers.prefetch)
+        except BaseException:
+            # Those that are still at it would answer to the next iteration.
+            crew.end()
+            raise
+        if self._persistent:
+            self._waiting = crew
+        else:
+            crew.end()
+
     def _attached(self, slot: int, sample: Any) -> Any:
+        if isinstance(sample.frames, _Loose):
+            return sample._replace(frames=Frames.in_memory(*sample.frames))
         if not isinstance(sample.frames, _Placed) or self._ring is None:
             return sample
         form, start = sample.frames
@@ -263,6 +276,13 @@ class _Placed(NamedTuple):
     start: int
 
 
+class _Loose(NamedTuple):
+    """Stands for frames that are larger than their place in the ring: bytes (form.num_bytes,)."""
+
+    form: Form
+    samples: np.ndarray
+
+
 class _Filled(NamedTuple):
     """What a worker sends: samples whose frames are in slot ``slot`` of the ring."""
 
@@ -270,32 +290,17 @@ class _Filled(NamedTuple):
     samples: list[Any]
 
 
-class _Numbered(Sampler[Any]):
-    """Batches of keys with their number, which decides the slot."""
-
-    def __init__(self, batches: Sampler[Any] | Sequence[Sequence[Any]]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[list[tuple[int, Any]]]:
-        for number, keys in enumerate(self._batches):
-            yield [(number, key) for key in keys]
-
-
-class _Filling(Dataset[Any]):
+class _Filling:
     """Reads whole batches, in a worker where there are any."""
 
     def __init__(self, dataset: Reads, ring: Ring | None) -> None:
         self._dataset = dataset
         self._ring = ring
 
-    # On its own torch turns an error of a worker into one with the worker's traceback for a
-    # message.
-    def __getitems__(self, keys: Sequence[tuple[int, Any]]) -> _Filled | UserError:
+    def __call__(self, slot: int, keys: Sequence[Any]) -> _Filled | UserError:
+        """The samples of a batch; what a user caused is given, not raised, for it has a message."""
         try:
-            return self._fill(keys[0][0], [key for _, key in keys])
+            return self._fill(slot, keys)
         except UserError as error:
             return error
 
@@ -306,20 +311,24 @@ class _Filling(Dataset[Any]):
                 samples.append(self._dataset.read(key, np.empty(size, np.uint8)))
                 continue
             memory = self._ring.slot(slot)[start : start + size]
-            sample = self._dataset.read(key, memory)
-            if sample.frames is not None and _lies_in(sample.frames, memory):
-                sample = sample._replace(frames=_Placed(sample.frames.form, start))
-            samples.append(sample)
+            samples.append(_to_send(self._dataset.read(key, memory), memory, start))
             start += size
         return _Filled(slot, samples)
 
 
+def _to_send(sample: Any, memory: np.ndarray, start: int) -> Any:
+    """A sample without the frames that lie in ``memory``, at ``start`` of the slot."""
+    if sample.frames is None:
+        return sample
+    form, samples = sample.frames
+    if _lies_in(sample.frames, memory):
+        return sample._replace(frames=_Placed(form, start))
+    # Through the pipe: a tensor would go by /dev/shm, which containers keep small.
+    return sample._replace(frames=_Loose(form, samples.numpy()))
+
+
 def _lies_in(frames: Frames, memory: np.ndarray) -> bool:
     return frames.samples.data_ptr() == memory.ctypes.data
-
-
-def _as_it_is(filled: Any) -> Any:
-    return filled
 
 
 def build_train_loader(
@@ -365,18 +374,6 @@ def _only_one(samples: Sequence[VideoViews]) -> VideoViews:
     return sample
 
 
-def _worker_options(workers: Workers, persistent: bool) -> dict[str, Any]:
-    if workers.processes == 0:
-        return {"num_workers": 0}
-    return {
-        "num_workers": workers.processes,
-        "persistent_workers": persistent,
-        "prefetch_factor": workers.prefetch,
-        "worker_init_fn": prepare_worker,
-        "multiprocessing_context": worker_context(),
-    }
-
-
 def time_reads(dataset: Reads, keys: Sequence[Any]) -> list[float]:
     """Seconds that reading each of a few samples takes a worker, as many as there is time for."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -384,10 +381,10 @@ def time_reads(dataset: Reads, keys: Sequence[Any]) -> list[float]:
     process.start()
     theirs.close()
     seconds: list[float] = []
-    deadline = 0.0
+    deadline = time.monotonic() + PROBE_START_SECONDS
     try:
         # Starting a worker takes longer than reading, and what it started first is used later.
-        while ours.poll(None if not seconds else max(0.0, deadline - time.monotonic())):
+        while ours.poll(max(0.0, deadline - time.monotonic())):
             if not seconds:
                 deadline = time.monotonic() + PROBE_SECONDS
             seconds.append(ours.recv())
@@ -395,7 +392,8 @@ def time_reads(dataset: Reads, keys: Sequence[Any]) -> list[float]:
         pass
     finally:
         process.kill()
-        process.join()
+        process.join(EXIT_SECONDS)
+        ours.close()
     return seconds
 
 
@@ -408,36 +406,3 @@ def _time_reads(dataset: Reads, keys: Sequence[Any], pipe: Connection) -> None:
         with contextlib.suppress(DecodeError):
             dataset.read(key, memory)
         pipe.send(time.monotonic() - started)
-
-
-def worker_context() -> ForkServerContext:
-    """How workers are started.
-
-    A forked child of a process with CUDA, NCCL or gloo threads may hang; a spawned one imports
-    torch for seconds. The fork server imports it once and has no such threads.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["videogn.data.dataset"])
-    return context
-
-
-def prepare_worker(worker_id: int) -> None:
-    """Set up a decoding process: it ends with its parent, and its memory is limited.
-
-    Ctrl-C is left to the parent.
-    """
-    del worker_id
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # As torch's: the processes are the parallelism.
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    limit_memory()
-
-
-def _end_with_parent() -> None:
-    # The fork server lives as long as its workers, and torch's own watch asks for the server: if
-    # the training process were killed, both would wait for each other for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from videogn.data.loader import prepare_worker, worker_context
+from videogn.data.crew import prepare_worker, worker_context
 from videogn.errors import DecodeError
 
 Task = TypeVar("Task")

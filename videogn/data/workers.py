@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import psutil
 
 MIN_PREFETCH, MAX_PREFETCH = 2, 6
+READ_SECONDS = 300.0
 MEMORY_SHARE = 0.25
 """Batches on their way take at most this share of the memory that is free."""
 
@@ -21,10 +22,12 @@ class Workers(NamedTuple):
     Attributes:
         processes: that read; 0 for none beside the one that trains.
         prefetch: batches that each of them reads ahead.
+        timeout: seconds after which the reading of a video is given up.
     """
 
     processes: int
     prefetch: int = MIN_PREFETCH
+    timeout: float = READ_SECONDS
 
     def at_most(self, processes: int) -> "Workers":
         """No more processes than so many."""

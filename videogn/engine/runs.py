@@ -29,6 +29,7 @@ HARMLESS = frozenset(
         "data.num_workers",
         "data.pixels",  # the same frames, but for roundings
         "data.prefetch",
+        "data.read_timeout",
         "data.test",
         "out",
         "resume",
