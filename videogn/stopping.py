@@ -1,6 +1,7 @@
 """Signals that ask a training job to save and end; nothing here imports torch.
 
-Schedulers send SIGTERM or SIGUSR1 some time before they kill, terminals SIGINT. A handler only
+Schedulers send SIGTERM or SIGUSR1 some time before they kill, terminals SIGINT and, when they are
+closed, SIGHUP. A handler only
 notes the request; the job finishes its step, saves and ends with :data:`EXIT_CODE`, by which a
 scheduler knows that the same command goes on from there.
 """
@@ -12,7 +13,7 @@ from types import FrameType
 EXIT_CODE = 75
 """EX_TEMPFAIL: stopped by a signal, everything saved; start again to go on."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 COPIES_SECONDS = 2.0
 """Launchers and terminals may each deliver the same signal; a copy within this time is one."""
 
@@ -34,9 +35,10 @@ class StopRequest:
         return self.signal is not None
 
     def install(self) -> None:
-        """Take over the signals, from the main thread."""
+        """Take over the signals, from the main thread; those that nohup ignores stay ignored."""
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

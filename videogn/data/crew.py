@@ -15,7 +15,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -39,6 +39,7 @@ POLL_SECONDS = 1.0
 """How often hanging workers are looked for while nothing arrives."""
 STOPPED_SECONDS = 10.0
 """If a look is late by so much, this process was stopped, and its workers perhaps with it."""
+SENT_TO_ALL = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_SECONDS = 5.0
 """How long the end of a killed process is waited for; one that waits for a disk may not end."""
 
@@ -277,6 +278,13 @@ def worker_context() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["videogn.data.dataset"])
+    # Schedulers and terminals send their signals to all processes of a job. Whether it stops is
+    # decided by the process that trains; the others must not end before it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
