@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 import psutil
 
-MIN_PREFETCH, MAX_PREFETCH = 2, 6
 READ_SECONDS = 300.0
+"""A video's time where no config gives one."""
+MIN_PREFETCH, MAX_PREFETCH = 2, 6
 MEMORY_SHARE = 0.25
 """Batches on their way take at most this share of the memory that is free."""
 
