@@ -15,7 +15,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -280,6 +280,8 @@ def worker_context() -> ForkServerContext:
     context.set_forkserver_preload(["videogn.data.dataset"])
     # Schedulers and terminals send their signals to all processes of a job. Whether it stops is
     # decided by the process that trains; the others must not end before it.
+    # The tracker, which the server would start, lets SIGTERM through again once it runs.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SENT_TO_ALL)
     try:
         forkserver.ensure_running()
