@@ -1,8 +1,10 @@
 """Data workers that die or hang."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -315,3 +317,41 @@ def test_probe_does_not_wait_for_ever(records, monkeypatch) -> None:
     assert time_reads(dataset, [(0, LETHAL)]) == []
     assert time.monotonic() - started < 10
     assert time_reads(TrainDataset(records, clips(-3), seed=7), [(0, LETHAL)]) == []
+
+
+SIGNALLED = """
+import os, signal, sys
+from videogn.data.crew import Crew, Losses
+from videogn.data.list_checks import VideoRecord
+from videogn.data.watched import WatchedRecords
+
+def answer(number, task):
+    return task
+
+def main():
+    losses = Losses()
+    crew = Crew(answer, WatchedRecords([VideoRecord("a.mp4", 0, "a")]), 2, 60.0, losses)
+    answers = crew.in_order(range(40), 2)
+    assert next(answers) == 0
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+        os.killpg(os.getpgrp(), number)
+    print([*answers] == [*range(1, 40)], len(losses._recent))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.dist
+def test_signals_to_a_whole_job_leave_workers_alone(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SIGNALLED)
+    process = subprocess.Popen(
+        [sys.executable, str(program)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert process.communicate(timeout=50)[0] == "True 0\n"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

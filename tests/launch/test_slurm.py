@@ -62,7 +62,7 @@ def test_two_nodes_train_as_one_job(cluster: Cluster, tiny) -> None:
     job = submit(cluster, output, tiny.config, f"out={run}", "train.clips_per_gpu=2")
     state = cluster.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=180)
     assert state == "COMPLETED", output.read_text()
-    assert "2 clips per GPU x 2 processes" in output.read_text()
+    assert "2 clips per GPU x 2 GPUs" in output.read_text()
     assert [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "val"] == [3, 6]
 
 
