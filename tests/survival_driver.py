@@ -84,7 +84,7 @@ def main() -> None:
     words, ranks, signals = order["words"], order["ranks"], order.get("signals", [])
     rng, done, rounds, told = random.Random(order["seed"]), 0, 0, []
     while rounds == 0 or done < order["times"]:
-        out = Path(order["out"]) / str(rounds)
+        out = Path(order["out"]) / order.get("folder", str(rounds))
         rounds += 1
         complete = False
         while not complete:

@@ -56,7 +56,7 @@ def bounded(command: list[str], seconds: float, **variables: str) -> subprocess.
 
 def harmed(tiny: Any, out: Path, ranks: int, **order: Any) -> dict[str, Any]:
     """What the driver tells of runs in folders 0, 1, … of ``out``."""
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     words = ["train", str(tiny.config), *RECIPE]
     words += [f"train.clips_per_gpu={4 // ranks}", *order.pop("words", [])]
     given = {"words": words, "ranks": ranks, "out": str(out), "seed": 0, "times": 0, **order}
@@ -121,3 +121,32 @@ def test_a_run_told_to_stop_saves_ends_with_75_and_goes_on_as_its_twin(tiny, ran
     for number in range(told["rounds"]):
         assert_twins(tiny.folder / "whole" / "0", tiny.folder / "stopped" / str(number))
         assert not RunFolder(tiny.folder / "stopped" / str(number)).preempted.exists()
+
+
+def samples_of(out: Path) -> list[list[int]]:
+    entries = read_log(RunFolder(out).log)
+    return [entry["places"] for entry in entries if entry["kind"] == "samples"]
+
+
+def test_on_other_numbers_of_gpus_no_sample_is_lost_or_repeated(tiny) -> None:
+    """One process, then two, then four, each told the clips per GPU of the first."""
+    short = ["model.norm=gn", "data.val=''", "train.ema_decay=null", "train.warmup_iterations=0"]
+    asked = "train.clips_per_gpu=4"
+    harmed(tiny, tiny.folder, 1, words=[*short, "train.iterations=12"], folder="whole")
+    for ranks, iterations in ((1, 3), (2, 8), (4, 12)):
+        words = [*short, asked, f"train.iterations={iterations}"]
+        harmed(tiny, tiny.folder, ranks, words=words, folder="moved")
+    assert samples_of(tiny.folder / "moved") == samples_of(tiny.folder / "whole")
+    assert len(samples_of(tiny.folder / "whole")) == 12
+    starts = [e for e in read_log(RunFolder(tiny.folder / "moved").log) if e["kind"] == "start"]
+    shared = [(e["clips_per_gpu"], e["world_size"], e["global_batch"]) for e in starts]
+    assert shared == [(4, 1, 4), (2, 2, 4), (1, 4, 4)]
+    assert len({entry["learning_rate"] for entry in starts}) == 1
+
+
+def test_three_ranks_go_on_bit_for_bit(tiny) -> None:
+    """Sums over more than two ranks depend on how gradients are cut into portions."""
+    words = ["train.clips_per_gpu=2", "train.iterations=30"]
+    harmed(tiny, tiny.folder / "whole", 3, words=words)
+    harmed(tiny, tiny.folder / "killed", 3, words=words, times=3, signals=["SIGKILL"], seconds=2.0)
+    assert_twins(tiny.folder / "whole" / "0", tiny.folder / "killed" / "0")
