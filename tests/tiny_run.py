@@ -34,9 +34,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tiny_setup(folder: Path, data: Path) -> TinySetup:
+    """The config in ``folder``, of the videos of ``data``."""
+    train_list, val_list = data / "motion_train.txt", data / "motion_val.txt"
+    config = folder / "tiny.yaml"
+    config.write_text(TINY.replace("TRAIN", str(train_list)).replace("VAL", str(val_list)))
+    return TinySetup(folder, config, train_list, val_list)
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, tiny_data: Path) -> TinySetup:
-    train_list, val_list = tiny_data / "motion_train.txt", tiny_data / "motion_val.txt"
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY.replace("TRAIN", str(train_list)).replace("VAL", str(val_list)))
-    return TinySetup(tmp_path, config, train_list, val_list)
+    return tiny_setup(tmp_path, tiny_data)
