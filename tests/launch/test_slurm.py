@@ -114,5 +114,12 @@ def test_a_job_at_its_time_limit_goes_on_by_itself(cluster: Cluster, tiny) -> No
     start_again_now(cluster, job)
     wait_for_line(output, "goes on     from iteration", 150)
     assert cluster.field(job, "Restarts") == "1"
-    cluster.call("scancel", "--signal=KILL", "--full", job)
-    cluster.wait(job, ("CANCELLED", "FAILED", "COMPLETED"), timeout=60)
+    # What its user cancels saves and is not put into the queue again.
+    cluster.call("scancel", job)
+    cluster.wait(job, ("CANCELLED",), timeout=60)
+    end = time.monotonic() + 60
+    while cluster.call("squeue", "--noheader", f"--jobs={job}", timeout=20).strip():
+        assert time.monotonic() < end, cluster.call("squeue")
+        time.sleep(0.5)
+    assert cluster.field(job, "JobState") == "CANCELLED"
+    assert cluster.field(job, "Restarts") == "1"
