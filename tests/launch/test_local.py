@@ -79,7 +79,7 @@ def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> N
         (0, "RUNNING", False),
         (2, "RUNNING", False),
         (75, "RUNNING", True),
-        (75, "CANCELLED", False),
+        (75, "COMPLETING", False),
         (137, "RUNNING", False),
     ],
 )
