@@ -49,11 +49,14 @@ while kill -0 "$ranks" 2>/dev/null; do
   wait "$ranks" || code=$?
 done
 
-if [ "$code" -eq 75 ]; then
+# A job that its user has cancelled saves too, but shall not come back: it is no longer RUNNING.
+state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T)
+if [ "$code" -eq 75 ] && [ "$state" = RUNNING ]; then
   # A batch script that ends of itself counts as done or failed; only a requeued job comes again.
   if scontrol requeue "$SLURM_JOB_ID"; then
     sleep 300 # Slurm ends this script
+  else
+    echo "videogn: saved, but not put into the queue again; submit the same job to go on" >&2
   fi
-  echo "videogn: saved, but not put into the queue again; submit the same job to go on" >&2
 fi
 exit "$code"

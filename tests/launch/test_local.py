@@ -73,12 +73,24 @@ def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> N
     assert "8 GPUs and 1 tasks per node; every GPU needs a task" in unequal.stderr
 
 
-@pytest.mark.parametrize("code", [0, 2, 75, 137])
-def test_slurm_script_keeps_codes_and_requeues_after_75_only(repository: Path, code: int) -> None:
+@pytest.mark.parametrize(
+    ("code", "state", "again"),
+    [
+        (0, "RUNNING", False),
+        (2, "RUNNING", False),
+        (75, "RUNNING", True),
+        (75, "COMPLETING", False),
+        (137, "RUNNING", False),
+    ],
+)
+def test_slurm_script_keeps_codes_and_requeues_what_has_saved(
+    repository: Path, code: int, state: str, again: bool
+) -> None:
     programs = repository / "programs"
     programs.mkdir()
     write_program(programs / "srun", f'#!/bin/sh\nprintf "%s|" "$@"\nexit {code}\n')
     write_program(programs / "scontrol", '#!/bin/sh\necho "$@"\n')
+    write_program(programs / "squeue", f"#!/bin/sh\necho {state}\n")
     write_program(programs / "sleep", "#!/bin/sh\n")
     done = run(
         ["bash", repository / "launch" / "slurm.sh", "c.yaml", "out=a b"],
@@ -89,4 +101,4 @@ def test_slurm_script_keeps_codes_and_requeues_after_75_only(repository: Path, c
     )
     assert done.returncode == code
     assert f"{repository}/.venv/bin/videogn|train|c.yaml|out=a b|" in done.stdout
-    assert ("requeue 7" in done.stdout) == (code == 75)
+    assert ("requeue 7" in done.stdout) == again
