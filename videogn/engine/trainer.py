@@ -1,5 +1,6 @@
 """Training: the step, the loop around it and what is saved when."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -324,7 +325,14 @@ def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         static_graph=True,
+        **{_buffer_option(): False},
     )
+
+
+def _buffer_option() -> str:
+    """What keeps BN's buffers from being sent round at each step, by torch's newer or older name."""
+    options = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers"
+    return name if name in options else "broadcast_buffers"
