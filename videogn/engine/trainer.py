@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -327,12 +328,12 @@ def wrap_for_ranks(network: nn.Module, world: World) -> nn.Module:
         device_ids=[world.device.index] if world.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         static_graph=True,
-        **{_buffer_option(): False},
+        **_buffers_stay(),
     )
 
 
-def _buffer_option() -> str:
-    """What keeps BN's buffers from being sent round at each step, by torch's newer or older name."""
+def _buffers_stay() -> dict[str, Any]:
+    """Keeps BN's buffers from being sent round at each step; torch renamed the option."""
     options = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers"
-    return name if name in options else "broadcast_buffers"
+    newer = "forward_sync_buffers"
+    return {newer if newer in options else "broadcast_buffers": False}
