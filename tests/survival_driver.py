@@ -21,6 +21,8 @@ from videogn.engine.checkpoint import Checkpoints
 from videogn.stopping import stop_request
 
 JOB_SECONDS = 120.0
+PEER_SECONDS = 20.0
+"""As launchers do: when a rank has ended, the others may take so long."""
 
 
 def free_port() -> int:
@@ -64,11 +66,17 @@ def ended(pids: list[int], seconds: float) -> list[int]:
     """
     codes: dict[int, int] = {}
     deadline = time.monotonic() + seconds
+    alone: float | None = None
     while len(codes) < len(pids):
         for pid in set(pids) - codes.keys():
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes and alone is None:
+            alone = time.monotonic()
+        if alone is not None and time.monotonic() > alone + PEER_SECONDS:
+            for pid in set(pids) - codes.keys():
+                os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
             for pid in set(pids) - codes.keys():
                 os.kill(pid, signal.SIGKILL)
