@@ -256,7 +256,7 @@ def _config_reads(tree: ast.Module) -> set[str]:
             owner = node.value
             if isinstance(owner, ast.Attribute) and owner.attr in SECTION_TYPES.values():
                 reads.add(f"{owner.attr}.{node.attr}")
-            if isinstance(owner, ast.Attribute) and owner.attr == "recipe":
+            if isinstance(owner, ast.Attribute) and owner.attr in ("recipe", "_recipe"):
                 reads.add(f"train.{node.attr}")
             if isinstance(owner, ast.Name) and owner.id in names:
                 reads.add(f"{names[owner.id]}.{node.attr}")
@@ -285,12 +285,13 @@ def _assigned_sections(node: ast.Assign) -> dict[str, str]:
         if isinstance(targets, ast.Tuple) and isinstance(values, ast.Tuple)
         else [(targets, values)]
     )
+    sections = {section: section for section in SECTION_TYPES.values()} | {"recipe": "train"}
     return {
-        target.id: value.attr
+        target.id: sections[value.attr]
         for target, value in pairs
         if isinstance(target, ast.Name)
         and isinstance(value, ast.Attribute)
-        and value.attr in SECTION_TYPES.values()
+        and value.attr in sections
     }
 
 

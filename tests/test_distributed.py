@@ -71,7 +71,7 @@ def test_a_job_of_torchrun_says_it_once(tmp_path: Path) -> None:
     config.write_text("model: {nrom: gn}\n")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
-        [*launcher, "--nproc-per-node=3", "-m", "videogn", "train", str(config)],
+        [*launcher, "--nproc-per-node=2", "-m", "videogn", "train", str(config)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -37,8 +37,10 @@ def run_torch(path: Path, clips):
         return torch.export.load(file).module()(clips)
 
 
-@pytest.mark.parametrize("kind", EXPORTERS)
-@pytest.mark.parametrize(("norm", "layout"), [("gn", "nonlocal"), ("bn", "mmaction2")])
+@pytest.mark.parametrize(
+    ("norm", "layout", "kind"),
+    [("gn", "nonlocal", "onnx"), ("gn", "nonlocal", "torch"), ("bn", "mmaction2", "onnx")],
+)
 def test_every_axis_is_dynamic_and_the_logits_are_the_networks(
     tmp_path, randomise, kind, norm, layout
 ):
@@ -69,7 +71,7 @@ def test_networks_of_still_images(tmp_path, randomise, kind, arch):
     assert proof.static["frames"] == (1, "a network of still images")
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "ln", "in", "none"])
+@pytest.mark.parametrize("norm", ["frozen_bn", "sync_bn", "in"])
 def test_every_norm_goes_into_onnx(tmp_path, randomise, norm):
     network, info = small(randomise, norm=norm, depths=(1,))
     proof = export_onnx(network, info, tmp_path / "net", num_frames=8, size=64)
