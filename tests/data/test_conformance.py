@@ -40,7 +40,7 @@ CAUTION = {
 }
 DAMAGED = "basketball_damaged.mp4"
 MAX_FRAMES = 500
-# The long one is read whole by the tests of seeking and of packets.
+# The long one is read whole by the tests of seeking.
 CLIPS = [
     *("abseiling.mp4", "abseiling_vp9.webm", "archery_ucf.avi", "arm_wrestling.mp4"),
     *("arm_wrestling_truncated.mp4", "audio_only.mp4", "basketball_damaged.mp4"),
