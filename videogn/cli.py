@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: Sequence[str]) -> int:
+    # pytorchvideo compiles an activation as it is imported; nobody who trains can do anything about it.
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     try:
         command = importlib.import_module(f"videogn.commands.{name.replace(' ', '_')}")
         parser = argparse.ArgumentParser(prog=f"videogn {name}", description=command.__doc__)
