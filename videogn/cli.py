@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: Sequence[str]) -> int:
-    # pytorchvideo compiles an activation as it is imported; nobody who trains can do anything about it.
+    # pytorchvideo compiles an activation as it is imported, which no user can do anything about.
     warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     try:
         command = importlib.import_module(f"videogn.commands.{name.replace(' ', '_')}")
