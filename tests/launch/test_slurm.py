@@ -17,7 +17,7 @@ from videogn.engine.runs import read_log
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "launch" / "slurm.sh"
 
-pytestmark = [pytest.mark.slow, pytest.mark.dist]
+pytestmark = [pytest.mark.slow, pytest.mark.dist, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_what_both_ranks_find_is_said_once_and_the_code_kept(cluster: Cluster, t
 
 def start_again_now(cluster: Cluster, job: str) -> None:
     """Shorten the two minutes for which Slurm holds a requeued job back."""
-    cluster.wait(job, ("PENDING", "RUNNING"), timeout=60)
+    cluster.wait(job, ("PENDING", "RUNNING"), timeout=120)
     words = ["scontrol", "update", f"jobid={job}", "starttime=now"]
     end = time.monotonic() + 30
     # Refused while the first try is still being cleared away.
@@ -112,14 +112,14 @@ def test_a_job_warned_by_usr1_goes_on_by_itself_until_it_is_cancelled(
     wait_for_line(output, "iter ", 120)
     # What Slurm does before the time limit, without waiting for it.
     cluster.call("scancel", "--signal=USR1", job)
-    cluster.wait(job, ("COMPLETING", "PENDING", "FAILED", "TIMEOUT"), timeout=150)
+    cluster.wait(job, ("COMPLETING", "PENDING", "FAILED", "TIMEOUT"), timeout=300)
     start_again_now(cluster, job)
-    wait_for_line(output, "goes on     from iteration", 240)
+    wait_for_line(output, "goes on     from iteration", 360)
     assert cluster.field(job, "Restarts") == "1"
     # What its user cancels saves and is not put into the queue again.
     cluster.call("scancel", job)
-    cluster.wait(job, ("CANCELLED",), timeout=60)
-    end = time.monotonic() + 60
+    cluster.wait(job, ("CANCELLED",), timeout=120)
+    end = time.monotonic() + 120
     while cluster.call("squeue", "--noheader", f"--jobs={job}", timeout=20).strip():
         assert time.monotonic() < end, cluster.call("squeue")
         time.sleep(0.5)
