@@ -121,13 +121,13 @@ def test_a_first_rank_that_does_not_come_is_named(monkeypatch) -> None:
 RANK = """
 import os
 from videogn import cli
-from videogn.distributed import barrier, joined_world
+from videogn.distributed import gather_over_ranks, joined_world
 from videogn.errors import RunError
 try:
     with joined_world() as world:
         if world.rank == 1:
             raise RunError("only here")
-        barrier()
+        gather_over_ranks(0)
 except RunError as error:
     os._exit(cli._fail(str(error), 2))
 except Exception as error:

@@ -192,6 +192,6 @@ def test_a_measurement_out_of_memory_is_told_and_the_table_kept(capsys, monkeypa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_is_measured_on_a_gpu(capsys):
     assert "of the prediction" in info(capsys, "--memory", "train.clips_per_gpu=2")

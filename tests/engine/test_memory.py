@@ -478,7 +478,7 @@ def test_other_errors_of_a_step_stay_what_they_are(pretended_gpu, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_prediction_is_near_the_peak_on_a_gpu(norm, precision):
@@ -489,7 +489,7 @@ def test_prediction_is_near_the_peak_on_a_gpu(norm, precision):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_too_many_clips_for_a_gpu_end_in_a_message_and_leave_it_empty():
     device = torch.device("cuda", torch.cuda.current_device())
     before = torch.cuda.memory_allocated(device)
