@@ -7,6 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 
+def never_done(path: str) -> None:
+    """Work on a file that takes for ever."""
+    del path
+    while True:
+        time.sleep(60)
+
+
 class Lethal:
     """Opens videos as ``open_video`` does, but the end of ``path`` is a deed of its own.
 
@@ -26,8 +33,7 @@ class Lethal:
 
     def _act(self) -> None:
         if self._deed == "sleep":
-            while True:
-                time.sleep(60)
+            never_done(self._path)
         deed = int(self._deed)
         if deed < 0:
             os._exit(-deed)

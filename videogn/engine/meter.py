@@ -135,7 +135,9 @@ class Meter:
                 new.append(failure)
         self._log_events(new, [samples for _, samples, _ in everyone])
         self._check_share(known)
-        sums = tuple(part for _, _, part in everyone)
+        # Nothing added up yet is the same whether a progress line or a resumed run came before.
+        is_new = state.iteration == self._since
+        sums = () if is_new else tuple(part for _, _, part in everyone)
         return replace(state, failed_videos=known, window=Window(self._since, sums))
 
     def _log_events(
