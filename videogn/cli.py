@@ -24,6 +24,7 @@ from videogn.stopping import stop_request
 COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
     "test": "run the multi-clip test from a checkpoint",
+    "features": "keep the features of every video of a list",
     "inflate": "turn 2D weights into weights of the video network",
     "convert": "turn a weight file into one of another program and prove it, or export it",
     "info": "show a network's layers, parameters, operations and memory",
@@ -44,7 +45,7 @@ def entry() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file may be no text.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["test"], ["features"]):
         # Before torch is imported, which takes seconds.
         stop_request.install()
     end_with_launcher()

@@ -261,8 +261,13 @@ class TestConfig:
     protocol: Literal["paper", "center"] = "paper"
     """``paper``: fully convolutional at short side ``clip.short_side_min``; ``center``: one
     centre crop of ``clip.crop_size``."""
-    views_per_pass: PositiveInt = 10
-    """Views of one video in a forward pass; fewer where memory is short."""
+    average: Literal["prob", "logit", "max"] = "prob"
+    """How views become the score of their video: the mean of softmax scores (the paper's), of
+    scores before softmax, or the highest softmax score of each class."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32."""
+    views_per_pass: PositiveInt | None = None
+    """Views of one video in a forward pass; as many as fit the memory where not given."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from videogn.distributed import World, connect, first_rank_holds_store, mark_first_failure
 from videogn.errors import RunError
 
-Stage = Literal["reading", "step", "validation", "saving"]
+Stage = Literal["reading", "step", "validation", "saving", "scoring"]
 
 WATCH_SECONDS = 600.0
 """Less than ``distributed.COLLECTIVE_SECONDS``, so that this message comes first."""
@@ -37,6 +37,7 @@ DOING = {
     "step": "in the step",
     "validation": "in the validation",
     "saving": "saving",
+    "scoring": "scoring",
 }
 """Stage -> words, in the order of an iteration."""
 REMEDIES = {
@@ -45,6 +46,7 @@ REMEDIES = {
     "step": "see whether the GPU and the network between the machines work",
     "validation": "see whether the videos' file system, the GPU and the network work",
     "saving": "see whether the file system of out= answers",
+    "scoring": "see whether the videos' file system, the GPU and the network work",
 }
 
 
@@ -96,7 +98,11 @@ class Watchdog:
         self._guard = threading.Thread(target=self._guard_progress, daemon=True)
 
     def stage(self, name: Stage, iteration: int) -> None:
-        """Tell that the main thread begins a stage, or the next part of one."""
+        """Tell that the main thread begins a stage, or the next part of one.
+
+        Args:
+            iteration: of training; videos scored, in a test.
+        """
         # A new tuple each time: the guard looks whether it is the same object.
         self._stage = (name, iteration)
 
@@ -187,7 +193,7 @@ class Watchdog:
         message = standstill(own, after, silent, idle)
         missing = self._size - len(after)
         if missing:
-            message += f"; {missing} of {self._size} ranks have not begun to train"
+            message += f"; {missing} of {self._size} ranks have not begun"
         store.set("watch said", "")
         return message
 
@@ -212,10 +218,7 @@ class Watchdog:
 
 def opening(own: Beat, idle: float) -> str:
     """Who speaks, and where it stands."""
-    return (
-        f"[{own.name}] no progress for {idle:.0f} s in iteration {own.iteration:,} while "
-        f"{DOING[own.stage]}"
-    )
+    return f"[{own.name}] no progress for {idle:.0f} s {_when(own, 'in ')} while {DOING[own.stage]}"
 
 
 def standstill(own: Beat, beats: Sequence[Beat], silent: Sequence[Beat], idle: float) -> str:
@@ -245,7 +248,13 @@ def standstill(own: Beat, beats: Sequence[Beat], silent: Sequence[Beat], idle: f
 
 
 def _place(beat: Beat) -> str:
-    return f"iteration {beat.iteration:,}, {DOING[beat.stage]}"
+    return f"{_when(beat)}, {DOING[beat.stage]}"
+
+
+def _when(beat: Beat, preposition: str = "") -> str:
+    if beat.stage == "scoring":
+        return f"after {beat.iteration:,} videos"
+    return f"{preposition}iteration {beat.iteration:,}"
 
 
 def _list(beats: Sequence[Beat], more: Callable[[Beat], str]) -> str:

@@ -163,7 +163,7 @@ def _operations(config: Config, info: Info) -> Iterator[str]:
 
 def _memory(config: Config, info: Info) -> Iterator[str]:
     batch, step = config.train.clips_per_gpu, info.training
-    views = min(config.test.views_per_pass, info.num_views)
+    views = min(config.test.views_per_pass or info.num_views, info.num_views)
     yield (
         f"training    {_gib(step.peak(batch))} predicted, in {config.train.precision}: "
         f"{_gib(step.state_bytes)} for weights, gradients and momentum, the rest of {batch} clips"

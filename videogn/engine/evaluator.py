@@ -1,177 +1,181 @@
-"""The multi-clip test: every video decoded once, scored once, counted once."""
+"""The multi-clip test: every video decoded once, all its views scored, each once.
 
+Shapes: J clips of a video, P crops of each clip, V = J P views, K classes.
+"""
+
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videogn.data.dataset import VideoViews
+from videogn.data.dataset import DeviceViews, VideoViews
 from videogn.data.transforms import normalize
-from videogn.engine.metrics import label_ranks, topk_percent
+from videogn.engine.pass_size import Measure, PassSize
 from videogn.engine.validation import autocast
 from videogn.errors import RunError
 
+THUMBNAIL_HEIGHT = 96
+THUMBNAIL_QUALITY = 80
 
-@dataclass(frozen=True)
-class VideoScore:
-    """Scores of one video; ``reason`` says why there are none.
+
+class VideoScore(NamedTuple):
+    """What was measured of one video; ``reason`` says why there is nothing.
 
     Attributes:
         place: where the video stands in the list.
-        clip_logits: (num_clips, K) float32, mean over locations and crops.
-        clip_probs: (num_clips, K) float32, softmax at each location, mean over locations and
-            crops.
+        arrays: (J, P, …) float32 each, in the order of the measure; None where it failed.
+        thumbnail: a small JPEG of its middle frame.
     """
 
     place: int
-    clip_logits: np.ndarray | None
-    clip_probs: np.ndarray | None
+    arrays: tuple[np.ndarray, ...] | None
+    thumbnail: bytes
     reason: str | None
 
 
+def class_scores(network: nn.Module) -> Measure:
+    """Logits and softmax scores (V, K), each averaged over the locations of a view.
+
+    The network is taken as fully convolutional: softmax at each location, then the mean (non-local
+    paper, section 4.1).
+    """
+
+    def measure(views: Tensor) -> tuple[Tensor, Tensor]:
+        located = network.forward_locations(views).float().flatten(2)  # type: ignore[operator]
+        return located.mean(2), located.softmax(1).mean(2)
+
+    return measure
+
+
+def pooled_features(network: nn.Module) -> Measure:
+    """The last stage's output, averaged over time and space, (V, C)."""
+
+    def measure(views: Tensor) -> tuple[Tensor]:
+        return (network.features(views).float().flatten(2).mean(2),)  # type: ignore[operator]
+
+    return measure
+
+
 @dataclass(frozen=True)
-class EvalResult:
-    """Accuracy over a whole list; videos that failed count as wrong."""
-
-    top1: float
-    top5: float
-    num_videos: int
-    num_failed: int
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """All scores in list order; rows of failed videos are NaN.
+class Scorer:
+    """Measures the views of videos on a device.
 
     Attributes:
-        ok: (N,) bool.
-        clip_logits: (N, num_clips, K) float32.
-        clip_probs: (N, num_clips, K) float32.
-        reasons: why each failed video failed, by its place in the list.
+        mean, std: of the network's input, per colour, in [0, 1].
+        precision: fp32, bf16 or fp16.
+        pass_size: how many views go through the network at once.
     """
 
-    ok: np.ndarray
-    clip_logits: np.ndarray
-    clip_probs: np.ndarray
-    reasons: dict[int, str]
+    measure: Measure
+    device: torch.device
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: str
+    pass_size: PassSize
 
-    @property
-    def probs(self) -> np.ndarray:
-        """(N, K) float32: the mean of the clips' softmax scores (paper section 4.3)."""
-        return np.asarray(self.clip_probs.mean(1))
+    def scores(self, videos: Iterable[VideoViews]) -> Iterator[VideoScore]:
+        """Measure videos as they come.
 
+        On a GPU the next video is on its way before the scores of the last are fetched.
 
-def score_videos(
-    network: nn.Module,
-    videos: Iterable[VideoViews],
-    *,
-    num_clips: int,
-    views_per_pass: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    device: torch.device,
-    precision: str,
-) -> Iterator[VideoScore]:
-    """Score videos as they come, each with all its views.
+        Raises:
+            RunError: a score is not finite.
+        """
+        ahead = 1 if self.device.type == "cuda" else 0
+        begun: deque[_Begun] = deque()
+        for video in videos:
+            begun.append(self._begin(video))
+            if len(begun) > ahead:
+                yield begun.popleft().fetch()
+        while begun:
+            yield begun.popleft().fetch()
 
-    The network is taken as fully convolutional: softmax at each location, mean over locations
-    and crops gives the clip's score (non-local paper, section 4.1).
-
-    Raises:
-        RunError: a score is not finite.
-    """
-    network.eval()
-    for video in videos:
+    @torch.inference_mode()
+    def _begin(self, video: VideoViews) -> "_Begun":
         if video.frames is None:
-            yield VideoScore(video.place, None, None, video.reason)
-            continue
-        with torch.inference_mode():
-            there = video.on(device)
-            logits, probs = zip(
-                *(
-                    _score_views(
-                        network, there.stack(first, first + views_per_pass), mean, std, precision
-                    )
-                    for first in range(0, len(there), views_per_pass)
-                ),
-                strict=True,
-            )
-        if not all(torch.isfinite(part).all() for part in logits):
+            return _Begun(video, (), None)
+        views = self._moved(video)
+        middle = views.frames[:, views.frames.shape[1] // 2]
+        while True:
+            try:
+                return _Begun(video, self._measured_all(views), middle)
+            except torch.OutOfMemoryError:
+                # Holes in the memory, or another process: less at once may do.
+                if len(self._spans(views)) == len(views) or not self.pass_size.shrink():
+                    raise
+
+    def _moved(self, video: VideoViews) -> DeviceViews:
+        if self.device.type != "cuda":
+            return video.on(self.device)
+        # On a stream of its own: on the network's it would wait for the video before.
+        mine, other = torch.cuda.current_stream(), _copying(self.device)
+        with torch.cuda.stream(other):
+            views = video.on(self.device)
+        mine.wait_stream(other)
+        for tensor in (views.frames, views.shown):
+            tensor.record_stream(mine)
+        return views
+
+    def _spans(self, views: DeviceViews) -> list[tuple[int, int]]:
+        box = views.boxes[0]
+        return self.pass_size.spans(len(views), (views.shown.shape[1], box.height, box.width))
+
+    def _measured_all(self, views: DeviceViews) -> tuple[Tensor, ...]:
+        parts = [self._measured(views.stack(*span)) for span in self._spans(views)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _measured(self, views: Tensor) -> tuple[Tensor, ...]:
+        clips = normalize(views, self.mean, self.std)
+        with autocast(self.device, self.precision):
+            return self.measure(clips)
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which videos come to a GPU."""
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return _streams[device]
+
+
+class _Begun(NamedTuple):
+    """A video whose scores the device may still be at.
+
+    Attributes:
+        arrays: (V, …) each.
+        middle: (3, H, W) uint8; None where the video failed.
+    """
+
+    video: VideoViews
+    arrays: tuple[Tensor, ...]
+    middle: Tensor | None
+
+    def fetch(self) -> VideoScore:
+        """Wait for the scores, check and arrange them."""
+        video = self.video
+        if self.middle is None:
+            return VideoScore(video.place, None, b"", video.reason or "unknown")
+        shape = (len(video.shown), len(video.boxes))
+        arrays = tuple(np.asarray(p.cpu().view(*shape, *p.shape[1:])) for p in self.arrays)
+        if not all(np.isfinite(part).all() for part in arrays):
             raise RunError(
                 f"the network's scores of video {video.place + 1} of the list are not finite; "
                 "its weights are broken: test another checkpoint"
             )
-        yield VideoScore(
-            video.place,
-            _mean_over_crops(torch.cat(logits), num_clips),
-            _mean_over_crops(torch.cat(probs), num_clips),
-            None,
-        )
+        return VideoScore(video.place, arrays, _thumbnail(self.middle), None)
 
 
-def _score_views(
-    network: nn.Module,
-    views: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """Logits and softmax scores (views, K), each averaged over locations."""
-    clips = normalize(views, mean, std)
-    with autocast(views.device, precision):
-        located = network.forward_locations(clips)  # type: ignore[operator]
-    located = located.float().flatten(2)
-    return located.mean(2).cpu(), located.softmax(1).mean(2).cpu()
-
-
-def _mean_over_crops(scores: Tensor, num_clips: int) -> np.ndarray:
-    """(num_clips * num_crops, K), clip by clip, to (num_clips, K)."""
-    return np.asarray(scores.view(num_clips, -1, scores.shape[1]).mean(1).numpy())
-
-
-def collect(
-    scores: Iterable[VideoScore], *, num_videos: int, num_clips: int, num_classes: int
-) -> ScoreTable:
-    """Put scores into list order.
-
-    Raises:
-        RunError: a video has no score or more than one.
-    """
-    shape = (num_videos, num_clips, num_classes)
-    table = ScoreTable(
-        ok=np.zeros(num_videos, dtype=bool),
-        clip_logits=np.full(shape, np.nan, dtype=np.float32),
-        clip_probs=np.full(shape, np.nan, dtype=np.float32),
-        reasons={},
-    )
-    seen = np.zeros(num_videos, dtype=np.int64)
-    for score in scores:
-        seen[score.place] += 1
-        if score.clip_logits is None or score.clip_probs is None:
-            table.reasons[score.place] = score.reason or "unknown"
-            continue
-        table.ok[score.place] = True
-        table.clip_logits[score.place] = score.clip_logits
-        table.clip_probs[score.place] = score.clip_probs
-    if (seen != 1).any():
-        wrong = np.flatnonzero(seen != 1)[:10].tolist()
-        raise RunError(f"videos {wrong} of the list were not scored exactly once; nothing written")
-    return table
-
-
-def accuracy(table: ScoreTable, labels: np.ndarray) -> EvalResult:
-    """Top-1 and top-5 in percent over all videos, the failed ones wrong.
-
-    Args:
-        labels: (N,) int.
-    """
-    ranks = label_ranks(table.probs[table.ok], labels[table.ok])
-    num_videos = len(labels)
-    return EvalResult(
-        top1=topk_percent(ranks, num_videos, 1),
-        top5=topk_percent(ranks, num_videos, 5),
-        num_videos=num_videos,
-        num_failed=num_videos - int(table.ok.sum()),
-    )
+def _thumbnail(image: Tensor) -> bytes:
+    """A small JPEG of an image (3, H, W) uint8."""
+    height, width = image.shape[1:]
+    size = (max(1, round(width * THUMBNAIL_HEIGHT / height)), THUMBNAIL_HEIGHT)
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()[:, :, ::-1])
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()

@@ -42,7 +42,7 @@ def _opened(path: Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise RunError(
-            f"{path.parent}: cannot be written: {error.strerror}; choose another out="
+            f"{path.parent}: cannot be written: {error.strerror}; choose another output folder"
         ) from error
     try:
         yield descriptor
@@ -60,15 +60,15 @@ def _take(path: Path, descriptor: int) -> None:
             owner = _owner(descriptor)
         except OSError as error:
             raise RunError(
-                f"{path}: cannot be locked: {error.strerror}; choose an out= on a file system that "
-                "has locks"
+                f"{path}: cannot be locked: {error.strerror}; choose an output folder on a file "
+                "system that has locks"
             ) from error
         if deadline is None:
             deadline = time.monotonic() + (TAKEOVER_SECONDS if _is_mine(owner) else 0)
         if time.monotonic() >= deadline:
             raise RunError(
                 f"{path.parent}: another run is at work here: {_description(owner)}; wait for it, "
-                "stop it, or choose another out="
+                "stop it, or choose another output folder"
             )
         time.sleep(0.2)
 

@@ -9,21 +9,17 @@ peak. Shapes: B clips of T frames of H x W, uint8 as they come from the readers.
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
-from weakref import finalize
 
 import psutil
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
 from videogn.data.transforms import normalize
+from videogn.engine.allocations import Allocations, MetaAutocast, tensor_bytes
 from videogn.engine.optim import build_optimizer
 from videogn.errors import RunError
 from videogn.models.build import build_network
@@ -40,17 +36,6 @@ PRECISIONS: dict[str, torch.dtype] = {
 
 TRACED_BATCHES = (2, 3)
 """Batches whose steps are played through; not 1, of which batch norm may have a single value."""
-
-CONVOLUTIONS = ("convolution", "convolution_backward")
-"""Kernels that may work on a copy of their tensors in another layout."""
-
-LOWER_PRECISION = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "bmm", "addmm")
-FULL_PRECISION = {
-    "cuda": ("group_norm", "layer_norm", "softmax", "log_softmax", "cross_entropy"),
-    "cpu": ("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d"),
-}
-"""Functions that autocast calls in the lower precision, and in float32 on each kind of device: of
-its lists, what the networks use."""
 
 SLACK = 1.1
 """What a device should have for each byte that comes and goes in a step: torch's allocator rounds
@@ -231,7 +216,7 @@ def step_memory(
     traces = [_trace(network, (batch, *clip), dtype, device) for batch in TRACED_BATCHES]
     allocated = _lines([trace.allocated for trace in traces])
     with_workspace = _lines([trace.with_workspace for trace in traces])
-    trained = sum(_bytes(p) for p in network.parameters() if p.requires_grad)
+    trained = sum(tensor_bytes(p) for p in network.parameters() if p.requires_grad)
     # SGD over lists of tensors copies the gradients for weight decay and for Nesterov's step.
     update = (2 * trained, 0)
     return StepMemory(
@@ -247,7 +232,7 @@ def state_bytes(network: nn.Module, *, averaged: bool = False) -> int:
     held = [*network.parameters(), *network.buffers()]
     trained = [p for p in network.parameters() if p.requires_grad]
     copies = 2 if averaged else 1
-    return copies * sum(map(_bytes, held)) + 2 * sum(map(_bytes, trained))
+    return copies * sum(map(tensor_bytes, held)) + 2 * sum(map(tensor_bytes, trained))
 
 
 def available_bytes(device: torch.device) -> int:
@@ -367,9 +352,9 @@ def _trace(
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     held = [*network.parameters(), *network.buffers()]
     held += [p.grad for p in network.parameters() if p.grad is not None]
-    casts = _MetaAutocast(dtype, device) if dtype != torch.float32 else nullcontext()
+    casts = MetaAutocast(dtype, device) if dtype != torch.float32 else nullcontext()
     kept: list[int] = []
-    with _Allocations(held) as allocations:
+    with Allocations(held) as allocations:
         _play_step(
             network,
             batch,
@@ -378,68 +363,6 @@ def _trace(
             lambda: kept.append(allocations.live),
         )
     return _Trace(allocations.allocated, allocations.with_workspace, kept[0])
-
-
-class _Allocations(TorchDispatchMode):
-    """Adds up the storages that exist after each operation, but for those of ``held``."""
-
-    def __init__(self, held: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # By the storage's own identity: on the meta device every address is 0.
-        self._known = {tensor.untyped_storage()._cdata for tensor in held}
-        self.live = 0
-        self.allocated: list[int] = []
-        self.with_workspace: list[int] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._add(tensor.untyped_storage())
-        workspace = 0
-        if func.__name__.partition(".")[0] in CONVOLUTIONS:
-            workspace = sum(map(_bytes, _tensors((args, result))))
-        self.allocated.append(self.live)
-        self.with_workspace.append(self.live + workspace)
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        identity, size = storage._cdata, storage.nbytes()
-        if identity in self._known:
-            return
-        self._known.add(identity)
-        self.live += size
-        finalize(storage, self._remove, identity, size)
-
-    def _remove(self, identity: int, size: int) -> None:
-        self._known.remove(identity)
-        self.live -= size
-
-
-class _MetaAutocast(TorchFunctionMode):
-    """Autocast for tensors of the meta device, which torch has none for."""
-
-    def __init__(self, dtype: torch.dtype, device: str) -> None:
-        super().__init__()
-        self._types = dict.fromkeys(LOWER_PRECISION, dtype)
-        self._types |= dict.fromkeys(FULL_PRECISION[device], torch.float32)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        dtype = self._types.get(getattr(func, "__name__", ""))
-        kwargs = kwargs or {}
-        if dtype is not None:
-            args, kwargs = tree_map(lambda value: _cast(value, dtype), (args, kwargs))
-        return func(*args, **kwargs)
-
-
-def _cast(value: object, dtype: torch.dtype) -> object:
-    # torch keeps the cast of a weight for its next use; no network here uses one twice.
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    return value
 
 
 def _lines(columns: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
@@ -461,16 +384,8 @@ def _highest(lines: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(kept)
 
 
-def _tensors(tree: object) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
 def _clips(count: int) -> str:
     return f"{count} {'clip' if count == 1 else 'clips'}"
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def gib(count: int) -> str:

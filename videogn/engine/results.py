@@ -1,21 +1,25 @@
-"""What a test leaves behind: ``results.json`` and ``scores.npz``."""
+"""What a test leaves behind: ``results.json``, ``scores.npz`` and ``thumbnails.npz``."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from videogn.data.list_checks import VideoRecord
-from videogn.engine.evaluator import EvalResult, ScoreTable
+from videogn.engine.evaluator import VideoScore
+from videogn.engine.metrics import label_ranks, topk_percent
 from videogn.engine.runs import RunFolder
+from videogn.engine.scores import SCORES, Average, Scores, write_scores
 from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, write_text
 
 RESULTS = "results.json"
-SCORES = "scores.npz"
+THUMBNAILS = "thumbnails.npz"
+NUM_MISTAKES = 48
+"""Thumbnails are kept of so many videos, those that the network was most wrong about."""
 IDENTITY = (
     "checkpoint_sha256",
     "list_sha256",
@@ -31,8 +35,20 @@ IDENTITY = (
     "stream",
     "mean",
     "std",
+    "precision",
+    "average",
 )
 """Keys of the results that tell which test a folder holds."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Accuracy over a whole list in percent; videos that failed count as wrong."""
+
+    top1: float
+    top5: float
+    num_videos: int
+    num_failed: int
 
 
 def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -66,25 +82,84 @@ def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def write_results(
     folder: Path,
-    result: EvalResult,
-    table: ScoreTable,
+    scored: Sequence[VideoScore],
     records: Sequence[VideoRecord],
     about: Mapping[str, Any],
-) -> None:
-    """Write both files, each whole or not at all; ``about`` says what was tested and how."""
+    average: Average,
+    shape: tuple[int, int, int],
+) -> EvalResult:
+    """Write what a test leaves, each file whole or not at all and ``results.json`` last.
+
+    Args:
+        scored: of all videos, in list order.
+        about: what was tested and how.
+        shape: J, P, K.
+    """
+    scores = score_table(scored, records, shape)
+    result = accuracy(scores, average)
+    write_scores(folder / SCORES, scores, average)
+    write_thumbnails(folder / THUMBNAILS, scored, confident_mistakes(scores, average))
     failed = [
-        {"path": records[index].name, "reason": reason}
-        for index, reason in sorted(table.reasons.items())
+        {"path": records[score.place].name, "reason": score.reason}
+        for score in scored
+        if score.arrays is None
     ]
-    with atomic_path(folder / SCORES) as temporary:
-        np.savez(
-            temporary,
-            video=np.array([record.name for record in records]),
-            label=np.array([record.label for record in records], dtype=np.int64),
-            ok=table.ok,
-            probs=table.probs,
-            clip_probs=table.clip_probs,
-            clip_logits=table.clip_logits,
-        )
     text = json.dumps({**asdict(result), "failed": failed, **about}, indent=2)
     write_text(folder / RESULTS, text + "\n")
+    return result
+
+
+def score_table(
+    scored: Sequence[VideoScore], records: Sequence[VideoRecord], shape: tuple[int, int, int]
+) -> Scores:
+    """The scores of a list, in its order; ``shape`` is J, P, K."""
+    logits, probs = (np.full((len(records), *shape), np.nan, np.float32) for _ in range(2))
+    for score in scored:
+        if score.arrays is not None:
+            logits[score.place], probs[score.place] = score.arrays
+    return Scores(
+        videos=tuple(record.name for record in records),
+        labels=np.array([record.label for record in records], dtype=np.int64),
+        ok=np.array([score.arrays is not None for score in scored]),
+        view_logits=logits,
+        view_probs=probs,
+    )
+
+
+def accuracy(scores: Scores, average: Average) -> EvalResult:
+    """Top-1 and top-5 in percent over all videos, the failed ones wrong."""
+    ranks = label_ranks(scores.of_videos(average)[scores.ok], scores.labels[scores.ok])
+    num_videos = len(scores.videos)
+    return EvalResult(
+        top1=topk_percent(ranks, num_videos, 1),
+        top5=topk_percent(ranks, num_videos, 5),
+        num_videos=num_videos,
+        num_failed=num_videos - int(scores.ok.sum()),
+    )
+
+
+def confident_mistakes(scores: Scores, average: Average) -> list[int]:
+    """Places of the videos that were given the highest wrong scores, highest first."""
+    probs = scores.of_videos("prob" if average == "logit" else average)
+    values = np.where(scores.ok[:, None], probs, -1.0)
+    best = values.argmax(1)
+    wrong = scores.ok & (best != scores.labels)
+    # Stable, so that equals stay in the order of the list.
+    order = np.argsort(-values.max(1), kind="stable")
+    return [int(place) for place in order if wrong[place]][:NUM_MISTAKES]
+
+
+def write_thumbnails(path: Path, scored: Sequence[VideoScore], places: Sequence[int]) -> None:
+    """Write the thumbnails of some videos.
+
+    ``place`` (M,) int64 says which, ``data`` uint8 has their JPEG files one after the other, and
+    ``end`` (M,) int64 where each ends.
+    """
+    files = [scored[place].thumbnail for place in places]
+    with atomic_path(path) as temporary:
+        np.savez(
+            temporary,
+            place=np.array(places, dtype=np.int64),
+            data=np.frombuffer(b"".join(files), np.uint8),
+            end=np.cumsum([len(file) for file in files], dtype=np.int64),
+        )

@@ -33,8 +33,10 @@ HARMLESS = frozenset(
         "data.test",
         "out",
         "resume",
+        "test.average",
         "test.num_clips",
         "test.num_crops",
+        "test.precision",
         "test.protocol",
         "test.views_per_pass",
         # Their product is compared; what it is shared among may change.

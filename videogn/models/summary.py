@@ -4,6 +4,7 @@ Networks and inputs are on torch's meta device, so nothing is computed and no me
 Shapes: C channels, T frames, H x W positions.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,16 @@ def meta_network(spec: NetworkSpec) -> nn.Module:
     """The network in evaluation mode, without memory."""
     with torch.device("meta"):
         return build_network(spec).eval()
+
+
+def on_meta(network: nn.Module) -> nn.Module:
+    """A copy of a network that has shapes and computes nothing."""
+    held: dict[int, Tensor] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False)
+        for p in network.parameters()
+    }
+    held |= {id(buffer): buffer.to("meta") for buffer in network.buffers()}
+    return copy.deepcopy(network, memo=held)
 
 
 def _clip(shape: tuple[int, int, int]) -> Tensor:

@@ -1,0 +1,112 @@
+"""Write the network's features of every video of a list: the last stage, averaged over its map."""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from videogn.commands.test_parts import (
+    Job,
+    Prepared,
+    add_test_arguments,
+    default_folder,
+    describe,
+    prepare,
+    run_on_ranks,
+)
+from videogn.config_files import LoadedConfig
+from videogn.distributed import World
+from videogn.engine.evaluator import VideoScore, pooled_features
+from videogn.engine.journal import Journal
+from videogn.engine.results import IDENTITY
+from videogn.errors import RunError
+from videogn.files import atomic_path, check_writable
+
+FILE = "features.npz"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``videogn features``."""
+    add_test_arguments(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"where features go; RUN/test/{FILE} unless given"
+    )
+    parser.add_argument(
+        "--views", action="store_true", help="also keep those of every clip and crop by itself"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything, then put every video through the network."""
+    out = Path(arguments.out) if arguments.out else None
+    views = bool(arguments.views)
+    return run_on_ranks(
+        arguments,
+        _words(arguments),
+        lambda loaded: job_of(loaded, Path(arguments.checkpoint), out, views=views),
+    )
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    out = ["--out", arguments.out] if arguments.out else []
+    views = ["--views"] if arguments.views else []
+    checkpoint = ["--checkpoint", arguments.checkpoint]
+    return ["features", arguments.config, *checkpoint, *out, *views, *arguments.overrides]
+
+
+def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: bool) -> Job:
+    """The job of a checkpoint, once config, list and checkpoint are found to agree."""
+    prepared = prepare(loaded, checkpoint)
+    file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
+    if file.suffix != ".npz":
+        raise RunError(f"{file}: features are written as .npz; name such a file")
+    check_writable(file)
+    about = describe(prepared)
+    identity = {key: about[key] for key in IDENTITY if key != "average"}
+    journal = Journal(file.with_name(f"{file.name}.partial"), identity)
+    journal.check()
+    return Job(
+        prepared=prepared,
+        measure_of=pooled_features,
+        journal=journal,
+        lock=file.with_name(f"{file.name}.lock"),
+        finish=partial(_finish, prepared, file, views),
+    )
+
+
+def _finish(
+    prepared: Prepared, file: Path, views: bool, scored: list[VideoScore], world: World
+) -> None:
+    """Write the features and say what they are.
+
+    Raises:
+        RunError: not one video could be read.
+    """
+    records = prepared.videos.records
+    found = {score.place: score.arrays[0] for score in scored if score.arrays is not None}
+    if not found:
+        raise RunError(f"{prepared.videos.source}: none of its {len(records)} videos could be read")
+    view_shape = next(iter(found.values())).shape
+    every = np.full((len(records), *view_shape), np.nan, np.float32)
+    for place, features in found.items():
+        every[place] = features
+    arrays = {
+        "video": np.array([record.name for record in records], dtype=np.str_),
+        "label": np.array([record.label for record in records], dtype=np.int64),
+        "ok": np.array([place in found for place in range(len(records))]),
+        "features": every.mean((1, 2)),
+        "about": np.array(json.dumps(describe(prepared) | {"world_size": world.size})),
+    }
+    if views:
+        arrays["view_features"] = every
+    with atomic_path(file) as temporary:
+        np.savez(temporary, **arrays)
+    for score in scored:
+        if score.arrays is None:
+            print(f"warning: no features of {records[score.place].name}: {score.reason}")
+    print(
+        f"wrote {file}: features of {view_shape[-1]} channels of {len(found)} of "
+        f"{len(records)} videos"
+    )

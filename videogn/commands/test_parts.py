@@ -1,0 +1,319 @@
+"""What the test and the features command share: what is checked before, and how a list is scored.
+
+Both read a checkpoint and a list, score every video once on any number of ranks, and go on where
+they were when they are started again.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from videogn.commands.launching import launch, must_launch
+from videogn.commands.setup import (
+    PROBE_SAMPLES,
+    build_model,
+    checkpoint_file,
+    input_scale,
+    list_of,
+    planar_room,
+    reader_lines,
+    reading_workers,
+    spec_of,
+    video_opener,
+)
+from videogn.config import Config
+from videogn.config_files import LoadedConfig, load_config, to_tree
+from videogn.data.annotations import spread
+from videogn.data.dataset import TestDataset, VideoViews
+from videogn.data.list_checks import VideoList
+from videogn.data.loader import build_test_loader
+from videogn.distributed import World, gather_over_ranks, joined_world
+from videogn.engine.evaluator import Scorer, VideoScore
+from videogn.engine.journal import Journal
+from videogn.engine.lock import run_lock
+from videogn.engine.pass_size import Measure, make_pass_size
+from videogn.engine.runs import RunFolder
+from videogn.engine.scoring import Listed, Waits, score_list
+from videogn.models.folding import fold_batch_norms
+from videogn.models.spec import class_names_sha256
+from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
+from videogn.stopping import EXIT_CODE, stop_request
+from videogn.watchdog import Watchdog
+
+COLLECTIVE_FACTOR = 1.5
+"""The watchdog's message shall come before that of a reduction that has waited too long."""
+MeasureOf = Callable[[nn.Module], Measure]
+Triple = tuple[float, float, float]
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of both commands."""
+    parser.add_argument("config", help="YAML file, such as the config.yaml of a run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values to change")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="FILE",
+        help="a run folder (its last checkpoint), a checkpoint, or a file of videogn inflate",
+    )
+    parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a test needs that can be checked without building the network.
+
+    Attributes:
+        which: the weights' kind: last, best, or inflated (never trained on video).
+        precision: fp32, bf16 or fp16.
+    """
+
+    config: Config
+    videos: VideoList
+    checkpoint: Path
+    which: str
+    weights: WeightFile
+    mean: Triple
+    std: Triple
+    precision: str
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """Clips of a video and crops of a clip."""
+        return self.config.test.num_clips, self.config.test.num_crops
+
+
+def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
+    """Read the checkpoint and the list, and check that they and the config agree."""
+    config = loaded.config
+    file = checkpoint_file(checkpoint)
+    weights = read_weights(file)
+    check_spec(spec_of(config.model), weights)
+    mean, std = input_scale(loaded, weights.info, str(file))
+    videos = list_of(
+        config.data, "test", config.model.num_classes, weights.info.class_names, str(file)
+    )
+    video_opener(config.data, "test")  # says now what is not installed
+    return Prepared(
+        config=config,
+        videos=videos,
+        checkpoint=file,
+        which="inflated" if weights.training is None else file.stem,
+        weights=weights,
+        mean=mean,
+        std=std,
+        precision=_precision(config.test.precision),
+    )
+
+
+def _precision(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def default_folder(file: Path, config: Config) -> Path:
+    """RUN/test for a run's last checkpoint, RUN/test_best for its best, else OUT_test."""
+    file = file.absolute()
+    run_folder = RunFolder(file.parent.parent)
+    names = {run_folder.last: "test", run_folder.best: "test_best"}
+    if file in names:
+        return run_folder.path / names[file]
+    return Path(f"{config.out}_test")
+
+
+def describe(prepared: Prepared) -> dict[str, Any]:
+    """What is tested and how, as it stands in the results."""
+    config, records = prepared.config, prepared.videos.records
+    names = prepared.videos.class_names
+    num_clips, num_crops = prepared.views
+    listed = "".join(f"{record.name} {record.label}\n" for record in records)
+    return {
+        "protocol": config.test.protocol,
+        "num_clips": num_clips,
+        "num_crops": num_crops,
+        "average": config.test.average,
+        "num_frames": config.clip.num_frames,
+        "frame_stride": config.clip.frame_stride,
+        "fps": config.clip.fps,
+        "short_side": config.clip.short_side_min,
+        "crop_size": config.clip.crop_size if config.test.protocol == "center" else None,
+        "reader": config.data.reader,
+        "stream": None if config.data.stream == "best" else config.data.stream,
+        "mean": list(prepared.mean),
+        "std": list(prepared.std),
+        "precision": prepared.precision,
+        "list": prepared.videos.source,
+        "list_sha256": hashlib.sha256(listed.encode(errors="surrogatepass")).hexdigest(),
+        "class_names_sha256": None if names is None else class_names_sha256(names),
+        "checkpoint": str(prepared.checkpoint),
+        "checkpoint_sha256": prepared.weights.sha256,
+        "weights": prepared.which,
+        "iteration": (prepared.weights.training or {}).get("iteration"),
+        "config": to_tree(config),
+    }
+
+
+def run_on_ranks(
+    arguments: argparse.Namespace,
+    words: Sequence[str],
+    check: Callable[[LoadedConfig], "Job"],
+) -> int:
+    """Check everything, start ranks where asked to, and score the list on them.
+
+    Args:
+        words: of the command line, for the ranks.
+        check: prepares the job, or raises over what is wrong with it.
+
+    Returns:
+        0, or the exit code of a job that a signal stopped.
+    """
+    loaded = load_config(arguments.config, arguments.overrides)
+    launches = must_launch(arguments.gpus)
+    # Whatever is wrong is said once here, before any rank starts.
+    job = check(loaded)
+    if launches:
+        return EXIT_CODE if stop_request.made else launch(arguments.gpus, words)
+    timeout = loaded.config.train.timeout
+    with (
+        joined_world(COLLECTIVE_FACTOR * timeout) as world,
+        _locked(job.lock, world),
+        Watchdog(world, timeout) as watch,
+    ):
+        return job.run(world, watch)
+
+
+@contextmanager
+def _locked(lock: Path, world: World) -> Iterator[None]:
+    """The first rank keeps other tests out of the folder."""
+    with run_lock(lock) if world.is_main else nullcontext():
+        yield
+
+
+@dataclass(frozen=True)
+class Job:
+    """A list to be scored, and what becomes of the scores.
+
+    Attributes:
+        measure_of: what is kept of each view, by a network.
+        journal: where scores are until all are there.
+        lock: a file that keeps other jobs out.
+        finish: makes the results of all scores, in list order, on the first rank; the last
+            argument is the number of ranks.
+    """
+
+    prepared: Prepared
+    measure_of: MeasureOf
+    journal: Journal
+    lock: Path
+    finish: Callable[[list[VideoScore], World], None]
+
+    def run(self, world: World, watch: Watchdog) -> int:
+        """Score what is not scored yet, on this rank and the others."""
+        prepared, waits = self.prepared, Waits()
+        listed = Listed(
+            num_videos=len(prepared.videos.records),
+            journal=self.journal,
+            world=world,
+            stop_asked=lambda: stop_request.made,
+            tell=lambda scored: watch.stage("scoring", scored),
+            report=_say if world.is_main else _say_nothing,
+        )
+        for line in reader_lines(prepared.config.data, "test", prepared.videos):
+            listed.report(line)
+
+        def score(places: Sequence[int]) -> Iterator[VideoScore]:
+            return _score(prepared, self.measure_of, world, places, waits)
+
+        pace = score_list(listed, score, waits)
+        if pace is None:
+            _tell_stopped(listed)
+            return EXIT_CODE
+        if pace.num_videos:
+            listed.report(pace.line())
+        if world.is_main:
+            watch.stage("saving", 0)
+            scored = listed.collected()
+            self.finish(scored, world)
+            self.journal.remove()
+        return 0
+
+
+def _score(
+    prepared: Prepared,
+    measure_of: MeasureOf,
+    world: World,
+    places: Sequence[int],
+    waits: Waits,
+) -> Iterator[VideoScore]:
+    """Scores of the videos of these places."""
+    config = prepared.config
+    network = build_model(config.model, config.seed)
+    load_into(network, spec_of(config.model), prepared.weights)
+    network.to(world.device).eval()
+    size = config.clip.crop_size
+    fold_batch_norms(network, (config.clip.num_frames, size, size))
+    dataset = _dataset(prepared, world)
+    workers = reading_workers(config.data, world, dataset, spread(places, PROBE_SAMPLES), 1)
+    pass_size = make_pass_size(
+        network,
+        measure_of,
+        fixed=config.test.views_per_pass,
+        precision=prepared.precision,
+        device=world.device,
+        sharing=world.local_size if world.device.type == "cpu" else 1,
+    )
+    scorer = Scorer(
+        measure=measure_of(network),
+        device=world.device,
+        mean=prepared.mean,
+        std=prepared.std,
+        precision=prepared.precision,
+        pass_size=pass_size,
+    )
+    videos: Iterator[VideoViews] = waits.timed(build_test_loader(dataset, places, workers))
+    return scorer.scores(videos)
+
+
+def _dataset(prepared: Prepared, world: World) -> TestDataset:
+    config = prepared.config
+    return TestDataset(
+        prepared.videos.records,
+        num_frames=config.clip.num_frames,
+        frame_stride=config.clip.frame_stride,
+        fps=config.clip.fps,
+        num_clips=config.test.num_clips,
+        num_crops=config.test.num_crops,
+        protocol=config.test.protocol,
+        short_side=config.clip.short_side_min,
+        crop_size=config.clip.crop_size,
+        open_video=video_opener(config.data, "test"),
+        planar=planar_room(config.data, world.device) > 0,
+    )
+
+
+def _tell_stopped(listed: Listed) -> None:
+    signals = gather_over_ranks(stop_request.signal.name if stop_request.signal else None)
+    if not listed.world.is_main:
+        return
+    name = next(name for name in signals if name)
+    done = len(listed.journal.read())
+    listed.report(
+        f"stopped by {name}: the scores of {done:,} of {listed.num_videos:,} videos are saved in "
+        f"{listed.journal.folder}; the same command goes on from there (exit code {EXIT_CODE})"
+    )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_nothing(line: str) -> None:
+    del line

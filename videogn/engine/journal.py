@@ -1,0 +1,169 @@
+"""What a test has scored so far, so that it can be interrupted and go on.
+
+A folder of files, one per process that ever wrote, of one record per video::
+
+    magic  place  size  checksum | kind  reason  thumbnail  arrays
+
+A record is whole or it is not there: what a killed process left half written ends its file. Files
+are only added to, so a record that was read once stays. Several hosts need a common file system.
+"""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videogn.engine.evaluator import VideoScore
+from videogn.errors import RunError
+from videogn.files import free_space, write_text
+
+HEAD = struct.Struct("<4sQQI")
+"""Magic, place in the list, bytes of the content, CRC-32 of place and content."""
+MAGIC = b"VGN1"
+LENGTHS = struct.Struct("<BII")
+"""Arrays, bytes of the reason (0 where there is none), bytes of the thumbnail."""
+SHAPE = struct.Struct("<B")
+IDENTITY_FILE = "test.json"
+
+
+class Journal:
+    """Scores in a folder.
+
+    Args:
+        identity: what decides the scores. Those of another test are refused.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._identity = json.loads(json.dumps(dict(identity)))
+
+    def check(self) -> None:
+        """Refuse a folder that holds the beginning of another test.
+
+        Raises:
+            RunError: naming the folder and what differs.
+        """
+        path = self.folder / IDENTITY_FILE
+        if not path.exists():
+            return
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            changed = [key for key, value in self._identity.items() if there.get(key) != value]
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"{path}: cannot be read: {error}; remove {self.folder} to begin anew"
+            ) from error
+        if changed:
+            lines = "".join(
+                f"\n  - {key}: {there.get(key)} there, {self._identity[key]} now" for key in changed
+            )
+            raise RunError(
+                f"{self.folder}: holds the beginning of another test; finish it, choose another "
+                f"--out, or remove the folder:{lines}"
+            )
+
+    def begin(self) -> None:
+        """Make the folder, where there is none."""
+        if not (self.folder / IDENTITY_FILE).exists():
+            write_text(self.folder / IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
+
+    def read(self) -> dict[int, VideoScore]:
+        """All that is scored, by place."""
+        found: dict[int, VideoScore] = {}
+        for path in sorted(self.folder.glob("*.scores")):
+            for score in _records(path):
+                found.setdefault(score.place, score)
+        return found
+
+    def writer(self, rank: int) -> "Writer":
+        """A file of its own for a process."""
+        return Writer(self.folder, rank)
+
+    def remove(self) -> None:
+        """Remove the folder: the scores are in the results."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Writer:
+    """Adds records to a file of its own; each is with the system when :meth:`add` returns.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        try:
+            self._handle, name = tempfile.mkstemp(".scores", f"rank{rank}-", folder)
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        self._path = Path(name)
+
+    def add(self, score: VideoScore) -> None:
+        """Write a record down."""
+        content = _packed(score)
+        checksum = zlib.crc32(content, score.place & 0xFFFFFFFF)
+        record = memoryview(HEAD.pack(MAGIC, score.place, len(content), checksum) + content)
+        try:
+            while record:
+                record = record[os.write(self._handle, record) :]
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def close(self) -> None:
+        """Let the file go."""
+        os.close(self._handle)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: cannot be written: {error.strerror or error}{free_space(path)}; what is scored "
+        "so far is kept: the same command goes on"
+    )
+
+
+def _packed(score: VideoScore) -> bytes:
+    reason = (score.reason or "").encode(errors="surrogatepass")
+    arrays = score.arrays or ()
+    parts = [LENGTHS.pack(len(arrays), len(reason), len(score.thumbnail)), reason, score.thumbnail]
+    for array in arrays:
+        parts.append(SHAPE.pack(array.ndim) + struct.pack(f"<{array.ndim}I", *array.shape))
+        parts.append(np.ascontiguousarray(array, dtype="<f4").tobytes())
+    return b"".join(parts)
+
+
+def _unpacked(place: int, content: bytes) -> VideoScore:
+    count, reason_size, thumbnail_size = LENGTHS.unpack_from(content)
+    start = LENGTHS.size + reason_size
+    reason = content[LENGTHS.size : start].decode(errors="surrogatepass")
+    thumbnail = content[start : start + thumbnail_size]
+    start += thumbnail_size
+    arrays = []
+    for _ in range(count):
+        (ndim,) = SHAPE.unpack_from(content, start)
+        shape = struct.unpack_from(f"<{ndim}I", content, start + SHAPE.size)
+        start += SHAPE.size + 4 * ndim
+        array = np.frombuffer(content, "<f4", int(np.prod(shape)), start).reshape(shape)
+        arrays.append(array)
+        start += array.nbytes
+    return VideoScore(place, tuple(arrays) or None, thumbnail, reason or None)
+
+
+def _records(path: Path) -> Iterator[VideoScore]:
+    """The sound records of a file, up to the first that is not."""
+    with path.open("rb") as file:
+        while len(head := file.read(HEAD.size)) == HEAD.size:
+            magic, place, size, checksum = HEAD.unpack(head)
+            # A damaged size would ask for more memory than there is.
+            if magic != MAGIC or size > path.stat().st_size:
+                return
+            content = file.read(size)
+            if len(content) < size or zlib.crc32(content, place & 0xFFFFFFFF) != checksum:
+                return
+            yield _unpacked(place, content)

@@ -1,0 +1,118 @@
+"""How many views of a video go through the network at once: as many as a memory budget holds.
+
+Shapes: V views of T frames of H x W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from videogn.engine.allocations import Allocations, MetaAutocast
+from videogn.engine.memory import PRECISIONS, available_bytes
+from videogn.models.summary import on_meta
+
+SHARE = 0.7
+"""Of the memory that is free when the first video comes; the rest is for what torch rounds up."""
+
+Measure = Callable[[Tensor], tuple[Tensor, ...]]
+"""From views (V, 3, T, H, W), normalised, to what is kept of each, tensors (V, …) float32."""
+
+
+class PassSize:
+    """Cuts the views of videos into passes.
+
+    The bytes that a view takes are found by a probe with the first video and grow with its pixels.
+    Where all views do not fit, they are shared out evenly.
+
+    Args:
+        fixed: views of each pass, whatever the memory; None to choose.
+        room_bytes: memory that a pass may take.
+        probe: bytes that a pass of one view takes, by the view's shape (T, H, W).
+    """
+
+    def __init__(
+        self, fixed: int | None, room_bytes: int, probe: Callable[[tuple[int, int, int]], int]
+    ) -> None:
+        self._fixed = fixed
+        self._room_bytes = room_bytes
+        self._probe = probe
+        self._bytes_per_sample = 0.0
+
+    def spans(self, num_views: int, view: tuple[int, int, int]) -> list[tuple[int, int]]:
+        """First view of each pass, and the one after its last.
+
+        Args:
+            view: (T, H, W).
+        """
+        size = self._fixed
+        if size is None:
+            num_passes = math.ceil(num_views / self._fitting(view))
+            size = math.ceil(num_views / num_passes)
+        return [(first, min(first + size, num_views)) for first in range(0, num_views, size)]
+
+    def shrink(self) -> bool:
+        """Make passes half as large after the device ran out of memory.
+
+        Returns:
+            False where the number of views is fixed.
+        """
+        self._room_bytes //= 2
+        return self._fixed is None
+
+    def _fitting(self, view: tuple[int, int, int]) -> int:
+        if not self._bytes_per_sample:
+            self._bytes_per_sample = self._probe(view) / math.prod(view)
+        return max(1, int(self._room_bytes / (self._bytes_per_sample * math.prod(view))))
+
+
+def make_pass_size(
+    network: nn.Module,
+    measure_of: Callable[[nn.Module], Measure],
+    *,
+    fixed: int | None,
+    precision: str,
+    device: torch.device,
+    sharing: int,
+) -> PassSize:
+    """The size of passes of a network on a device.
+
+    Args:
+        network: where it computes.
+        measure_of: what is to be computed, by a network.
+        fixed: as in :class:`PassSize`.
+        precision: of autocast.
+        sharing: processes that share the device's memory.
+    """
+
+    def probe(view: tuple[int, int, int]) -> int:
+        if device.type == "cuda":
+            return _measured(measure_of(network), view, precision, device)
+        return _counted(measure_of(on_meta(network)), view, precision)
+
+    return PassSize(fixed, int(SHARE * available_bytes(device)) // sharing, probe)
+
+
+@torch.inference_mode()
+def _counted(measure: Measure, view: tuple[int, int, int], precision: str) -> int:
+    """Bytes that are alive at once in a pass of one view, by the allocations on the meta device."""
+    casts = MetaAutocast(PRECISIONS[precision], "cpu") if precision != "fp32" else nullcontext()
+    with Allocations([]) as allocations, casts:
+        measure(torch.zeros((1, 3, *view), device="meta"))
+    return max(allocations.with_workspace)
+
+
+@torch.inference_mode()
+def _measured(
+    measure: Measure, view: tuple[int, int, int], precision: str, device: torch.device
+) -> int:
+    """Bytes that a pass of one view takes on a GPU, by torch's own count."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    dtype = PRECISIONS[precision]
+    with torch.autocast("cuda", dtype=dtype, enabled=precision != "fp32"):
+        measure(torch.zeros((1, 3, *view), device=device))
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device)) - before
