@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 from videogn.data.dataset import VideoViews
 from videogn.data.frames import Frames
 from videogn.data.rgb import Box
-from videogn.engine.evaluator import VideoScore, accuracy, collect, score_videos
+from videogn.engine.evaluator import Scorer, VideoScore, class_scores, pooled_features
+from videogn.engine.pass_size import PassSize
 from videogn.errors import RunError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -36,18 +38,15 @@ def all_views(place: int, views: Tensor, num_clips: int) -> VideoViews:
     return video
 
 
-def scores_of(views: Tensor, num_clips: int, views_per_pass: int) -> VideoScore:
-    [score] = score_videos(
-        Located(5),
-        [all_views(0, views, num_clips)],
-        num_clips=num_clips,
-        views_per_pass=views_per_pass,
+def scorer(network: nn.Module, views_per_pass: int) -> Scorer:
+    return Scorer(
+        measure=class_scores(network),
+        device=torch.device("cpu"),
         mean=MEAN,
         std=STD,
-        device=torch.device("cpu"),
         precision="fp32",
+        pass_size=PassSize(views_per_pass, 0, lambda view: 0),
     )
-    return score
 
 
 @pytest.mark.parametrize("num_crops", [1, 3])
@@ -56,7 +55,8 @@ def test_softmax_then_mean_over_locations_crops_and_clips(num_crops: int) -> Non
     generator = torch.Generator().manual_seed(0)
     shape = (num_clips * num_crops, 3, 2, 8, 12)
     views = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    score = scores_of(views, num_clips, views_per_pass=5)
+    video = all_views(0, views, num_clips)
+    [score] = scorer(Located(5), views_per_pass=5).scores([video])
 
     # The same from the definition, in float64 numpy, one view after the other.
     weight = 20 * Located(5).weight.double().numpy()
@@ -75,42 +75,61 @@ def test_softmax_then_mean_over_locations_crops_and_clips(num_crops: int) -> Non
         clip, crop = divmod(view, num_crops)
         clip_logits[clip, crop] = logits.mean(0)
         clip_probs[clip, crop] = (exp / exp.sum(1, keepdims=True)).mean(0)
-    np.testing.assert_allclose(score.clip_probs, clip_probs.mean(1), atol=1e-6)
-    np.testing.assert_allclose(score.clip_logits, clip_logits.mean(1), atol=1e-5)
+    logits, probs = score.arrays
+    np.testing.assert_allclose(probs, clip_probs, atol=1e-6)
+    np.testing.assert_allclose(logits, clip_logits, atol=1e-5)
 
 
 def test_scores_that_are_not_finite_stop_the_test() -> None:
     network = Located(5)
     network.weight[0, 0] = torch.nan
     views = torch.zeros(2, 3, 2, 8, 12, dtype=torch.uint8)
-    scores = score_videos(
-        network,
-        [all_views(6, views, 2)],
-        num_clips=2,
-        views_per_pass=2,
-        mean=MEAN,
-        std=STD,
-        device=torch.device("cpu"),
-        precision="fp32",
-    )
     with pytest.raises(RunError, match="video 7 of the list are not finite"):
-        list(scores)
+        list(scorer(network, 2).scores([all_views(6, views, 2)]))
 
 
-def test_failed_video_is_nan_and_wrong() -> None:
-    good = VideoScore(1, np.array([[0.0, 9.0]]), np.array([[0.1, 0.9]]), None)
-    bad = VideoScore(0, None, None, "no such file")
-    table = collect([good, bad], num_videos=2, num_clips=1, num_classes=2)
-    assert table.ok.tolist() == [False, True]
-    assert np.isnan(table.clip_probs[0]).all()
-    assert np.isnan(table.probs[0]).all()
-    assert table.reasons == {0: "no such file"}
-    result = accuracy(table, np.array([0, 1]))
-    assert (result.top1, result.top5, result.num_videos, result.num_failed) == (50, 50, 2, 1)
+def test_the_thumbnail_is_the_middle_frame() -> None:
+    views = torch.zeros(1, 3, 5, 192, 256, dtype=torch.uint8)
+    views[0, 0, 2] = 250
+    [score] = scorer(Located(5), 1).scores([all_views(0, views, 1)])
+    image = cv2.imdecode(np.frombuffer(score.thumbnail, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (96, 128, 3)
+    np.testing.assert_allclose(image[..., ::-1].mean((0, 1)), [250, 0, 0], atol=3)
 
 
-@pytest.mark.parametrize("indices", [[0], [0, 1, 1], [0, 0]])
-def test_missing_and_double_scores_are_refused(indices: list[int]) -> None:
-    scores = [VideoScore(i, np.zeros((1, 2)), np.zeros((1, 2)), None) for i in indices]
-    with pytest.raises(RunError, match="exactly once"):
-        collect(scores, num_videos=2, num_clips=1, num_classes=2)
+def test_a_video_that_failed_has_a_reason_and_nothing_else() -> None:
+    [score] = scorer(Located(5), 1).scores([VideoViews.failed(4, "no such file")])
+    assert score == VideoScore(4, None, b"", "no such file")
+
+
+class Featured(nn.Module):
+    def features(self, clips: Tensor) -> Tensor:
+        return clips.repeat(1, 2, 1, 1, 1)
+
+
+def test_features_are_means_over_time_and_space() -> None:
+    views = torch.rand(2, 3, 4, 5, 6)
+    (found,) = pooled_features(Featured())(views)
+    expected = views.numpy().astype(np.float64).mean((2, 3, 4))
+    np.testing.assert_allclose(found, np.concatenate([expected, expected], 1), rtol=1e-5)
+
+
+def test_memory_that_ran_out_halves_the_passes() -> None:
+    """A measure that holds two views at most is given four, then two."""
+    seen: list[int] = []
+
+    def measure(views: Tensor) -> tuple[Tensor]:
+        seen.append(len(views))
+        if len(views) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return (views.flatten(1).mean(1, keepdim=True),)
+
+    views = torch.randint(0, 256, (4, 3, 2, 8, 8), dtype=torch.uint8)
+    sizes = PassSize(None, 4 * 128, lambda view: 128)
+    whole = Scorer(measure, torch.device("cpu"), MEAN, STD, "fp32", sizes)
+    [score] = whole.scores([all_views(0, views, 4)])
+    assert seen == [4, 2, 2]
+    assert score.arrays[0].shape == (4, 1, 1)
+    fixed = Scorer(measure, torch.device("cpu"), MEAN, STD, "fp32", PassSize(3, 0, lambda v: 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(fixed.scores([all_views(0, views, 4)]))

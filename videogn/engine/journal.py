@@ -108,7 +108,7 @@ class Writer:
     def add(self, score: VideoScore) -> None:
         """Write a record down."""
         content = _packed(score)
-        checksum = zlib.crc32(content, score.place & 0xFFFFFFFF)
+        checksum = _checksum(score.place, content)
         record = memoryview(HEAD.pack(MAGIC, score.place, len(content), checksum) + content)
         try:
             while record:
@@ -126,6 +126,10 @@ def _unwritable(path: Path, error: OSError) -> RunError:
         f"{path}: cannot be written: {error.strerror or error}{free_space(path)}; what is scored "
         "so far is kept: the same command goes on"
     )
+
+
+def _checksum(place: int, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(place.to_bytes(8, "little")))
 
 
 def _packed(score: VideoScore) -> bytes:
@@ -164,6 +168,6 @@ def _records(path: Path) -> Iterator[VideoScore]:
             if magic != MAGIC or size > path.stat().st_size:
                 return
             content = file.read(size)
-            if len(content) < size or zlib.crc32(content, place & 0xFFFFFFFF) != checksum:
+            if len(content) < size or _checksum(place, content) != checksum:
                 return
             yield _unpacked(place, content)

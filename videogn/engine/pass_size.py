@@ -101,7 +101,7 @@ def _counted(measure: Measure, view: tuple[int, int, int], precision: str) -> in
     casts = MetaAutocast(PRECISIONS[precision], "cpu") if precision != "fp32" else nullcontext()
     with Allocations([]) as allocations, casts:
         measure(torch.zeros((1, 3, *view), device="meta"))
-    return max(allocations.with_workspace)
+    return int(max(allocations.with_workspace))
 
 
 @torch.inference_mode()
