@@ -1,6 +1,7 @@
 """Starts training jobs by forking a process that has imported everything, and kills them.
 
 Run as ``python survival_driver.py JSON``: a job's words, its ranks, and how it is to be harmed.
+A job is told ``out=OUT``; it is at work once a file OUT + ``marker``, a pattern, holds something.
 Forked children start in milliseconds, so dozens of kills fit in a test.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import videogn.commands.test
 import videogn.commands.train  # noqa: F401  (what a job needs is imported once, before it forks)
 from videogn import cli
 from videogn.engine.checkpoint import Checkpoints
@@ -87,7 +89,7 @@ def ended(pids: list[int], seconds: float) -> list[int]:
 
 
 def main() -> None:
-    """Harm a job so many times, letting it come to its end whenever it does."""
+    """Harm a job so many times, letting it come to its end whenever it does, or ``once``."""
     order = json.loads(sys.argv[1])
     words, ranks, signals = order["words"], order["ranks"], order.get("signals", [])
     rng, done, rounds, told = random.Random(order["seed"]), 0, 0, []
@@ -100,23 +102,34 @@ def main() -> None:
             pids = start([*words, f"out={out}"], ranks, output)
             begun = time.monotonic()
             if done < order["times"]:
-                harm(pids, out, rng, rng.choice(signals), order["seconds"])
+                harm(
+                    pids,
+                    out,
+                    order.get("marker", "/log.jsonl"),
+                    rng,
+                    rng.choice(signals),
+                    order["seconds"],
+                )
             codes = ended(pids, JOB_SECONDS)
             if 2 in codes or (1 in codes and ranks == 1):
                 sys.exit(f"a run failed by itself: {codes}; see {output}")
-            complete = set(codes) == {0}
-            if not complete:
+            complete = set(codes) == {0} or order.get("once", False)
+            if set(codes) != {0}:
                 done += 1
                 state = Checkpoints(out / "checkpoints").peek()
                 told.append([codes, state.iteration if state else 0, time.monotonic() - begun])
     print(json.dumps({"rounds": rounds, "kills": told}))
 
 
-def harm(pids: list[int], out: Path, rng: random.Random, name: str, seconds: float) -> None:
+def harm(
+    pids: list[int], out: Path, marker: str, rng: random.Random, name: str, seconds: float
+) -> None:
     """Send a signal to a random rank, or to all, at a random moment of its work."""
     begun = time.monotonic()
     # Joining takes longer than a step: what is to be harmed is the work.
-    while not (out / "log.jsonl").exists() and time.monotonic() - begun < JOB_SECONDS:
+    while time.monotonic() - begun < JOB_SECONDS:
+        if any(path.stat().st_size for path in out.parent.glob(out.name + marker)):
+            break
         time.sleep(0.002)
     time.sleep(rng.random() * seconds)
     victims = pids if rng.random() < 0.5 else [rng.choice(pids)]

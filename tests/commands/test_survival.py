@@ -1,10 +1,6 @@
 """Jobs that are killed or told to stop at any moment end as if nothing had happened."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from driving import drive
 from safetensors import safe_open
 from tiny_run import tiny_setup
 
@@ -24,7 +21,6 @@ KILLS = int(os.environ.get("VIDEOGN_TEST_KILLS", "5"))
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-DRIVER = Path(__file__).parents[1] / "survival_driver.py"
 TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
 # BN, dropout, momentum, warm-up and a curved schedule: all that could be lost.
 RECIPE = (
@@ -41,35 +37,11 @@ RECIPE = (
 )
 
 
-def bounded(command: list[str], seconds: float, **variables: str) -> subprocess.CompletedProcess:
-    """Run a command in a session of its own, of which nothing is left after some time."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-    )
-    try:
-        output, error = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, error = process.communicate()
-        pytest.fail(f"{command} never ended:\n{output}\n{error}")
-    return subprocess.CompletedProcess(command, process.returncode, output, error)
-
-
 def harmed(tiny: Any, out: Path, ranks: int, **order: Any) -> dict[str, Any]:
     """What the driver tells of runs in folders 0, 1, … of ``out``."""
-    out.mkdir(exist_ok=True)
     words = ["train", str(tiny.config), *RECIPE]
     words += [f"train.clips_per_gpu={max(2, 4 // ranks)}", *order.pop("words", [])]
-    given = {"words": words, "ranks": ranks, "out": str(out), "seed": 0, "times": 0, **order}
-    done = bounded([sys.executable, str(DRIVER), json.dumps(given)], 400)
-    printed = out / "output.txt"
-    assert done.returncode == 0, done.stderr + (printed.read_text() if printed.exists() else "")
-    return json.loads(done.stdout)
+    return drive(words, ranks, out, **order)
 
 
 def content(path: Path) -> dict[str, Any]:
