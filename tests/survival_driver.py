@@ -1,6 +1,6 @@
 """Starts training jobs by forking a process that has imported everything, and kills them.
 
-Run as ``python survival_driver.py JSON``: a job's words, its ranks, and how it is to be harmed.
+It reads orders, lines of JSON: a job's words, its ranks, and how it is to be harmed.
 A job is told ``out=OUT``; it is at work once a file OUT + ``marker``, a pattern, holds something.
 Forked children start in milliseconds, so dozens of kills fit in a test.
 """
@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,8 @@ def start(words: list[str], ranks: int, output: Path) -> list[int]:
         if pid:
             pids.append(pid)
             continue
+        # The orders are not for the ranks.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
@@ -89,36 +92,43 @@ def ended(pids: list[int], seconds: float) -> list[int]:
 
 
 def main() -> None:
-    """Harm a job so many times, letting it come to its end whenever it does, or ``once``."""
-    order = json.loads(sys.argv[1])
+    """Answer each order, a line of JSON, by a line: what happened, or ``error``."""
+    for line in sys.stdin:
+        try:
+            told = carry_out(json.loads(line))
+        except (TimeoutError, RuntimeError) as error:
+            told = {"error": str(error)}
+        print(json.dumps(told), flush=True)
+
+
+def carry_out(order: dict[str, Any]) -> dict[str, Any]:
+    """Harm a job so many times, letting it come to its end whenever it does, or ``once``.
+
+    Raises:
+        RuntimeError: a job failed by itself.
+        TimeoutError: one never ended.
+    """
     words, ranks, signals = order["words"], order["ranks"], order.get("signals", [])
     rng, done, rounds, told = random.Random(order["seed"]), 0, 0, []
+    marker, output = order.get("marker", "/log.jsonl"), Path(order["out"]) / "output.txt"
     while rounds == 0 or done < order["times"]:
         out = Path(order["out"]) / order.get("folder", str(rounds))
         rounds += 1
         complete = False
         while not complete:
-            output = Path(order["out"]) / "output.txt"
             pids = start([*words, f"out={out}"], ranks, output)
             begun = time.monotonic()
             if done < order["times"]:
-                harm(
-                    pids,
-                    out,
-                    order.get("marker", "/log.jsonl"),
-                    rng,
-                    rng.choice(signals),
-                    order["seconds"],
-                )
+                harm(pids, out, marker, rng, rng.choice(signals), order["seconds"])
             codes = ended(pids, JOB_SECONDS)
             if 2 in codes or (1 in codes and ranks == 1):
-                sys.exit(f"a run failed by itself: {codes}; see {output}")
+                raise RuntimeError(f"a run failed by itself: {codes}; see {output}")
             complete = set(codes) == {0} or order.get("once", False)
             if set(codes) != {0}:
                 done += 1
                 state = Checkpoints(out / "checkpoints").peek()
                 told.append([codes, state.iteration if state else 0, time.monotonic() - begun])
-    print(json.dumps({"rounds": rounds, "kills": told}))
+    return {"rounds": rounds, "kills": told}
 
 
 def harm(
