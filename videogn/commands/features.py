@@ -20,9 +20,9 @@ from videogn.config_files import LoadedConfig
 from videogn.distributed import World
 from videogn.engine.evaluator import VideoScore, pooled_features
 from videogn.engine.journal import Journal
-from videogn.engine.results import IDENTITY
+from videogn.engine.test_folder import IDENTITY
 from videogn.errors import RunError
-from videogn.files import atomic_path, check_writable
+from videogn.files import atomic_path, check_writable, printable
 
 FILE = "features.npz"
 
@@ -105,7 +105,8 @@ def _finish(
         np.savez(temporary, **arrays)
     for score in scored:
         if score.arrays is None:
-            print(f"warning: no features of {records[score.place].name}: {score.reason}")
+            name = printable(records[score.place].name)
+            print(f"warning: no features of {name}: {printable(score.reason)}")
     print(
         f"wrote {file}: features of {view_shape[-1]} channels of {len(found)} of "
         f"{len(records)} videos"

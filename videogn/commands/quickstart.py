@@ -14,8 +14,8 @@ from videogn.commands.setup import spec_of
 from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.synthetic import MOTIONS, RenderedLists, render_motion_dataset
-from videogn.engine.results import RESULTS
 from videogn.engine.runs import RunFolder, read_log
+from videogn.engine.test_folder import RESULTS
 from videogn.errors import RunError
 from videogn.files import atomic_path
 

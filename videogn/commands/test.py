@@ -17,14 +17,10 @@ from videogn.config_files import LoadedConfig
 from videogn.distributed import World
 from videogn.engine.evaluator import VideoScore, class_scores
 from videogn.engine.journal import Journal
-from videogn.engine.results import (
-    IDENTITY,
-    RESULTS,
-    EvalResult,
-    check_test_folder,
-    write_results,
-)
+from videogn.engine.results import EvalResult, check_test_folder, write_results
+from videogn.engine.test_folder import IDENTITY, RESULTS
 from videogn.errors import RunError
+from videogn.files import printable
 
 PARTIAL = "partial"
 SHOWN_FAILURES = 20
@@ -77,8 +73,9 @@ def _finish(prepared: Prepared, folder: Path, scored: list[VideoScore], world: W
     """
     about = describe(prepared) | {"world_size": world.size}
     test, records = prepared.config.test, prepared.videos.records
+    names = prepared.videos.class_names
     shape = (*prepared.views, prepared.config.model.num_classes)
-    result = write_results(folder, scored, records, about, test.average, shape)
+    result = write_results(folder, scored, records, about, test.average, shape, names)
     failed = [(records[s.place].name, s.reason) for s in scored if s.arrays is None]
     _report(prepared, folder, result, failed)
     if result.num_failed == result.num_videos:
@@ -98,7 +95,7 @@ def _report(
             "count as wrong:"
         )
         for name, reason in failed[:SHOWN_FAILURES]:
-            print(f"  - {name}: {reason}")
+            print(f"  - {printable(name)}: {printable(reason)}")
         if len(failed) > SHOWN_FAILURES:
             print(f"  and {len(failed) - SHOWN_FAILURES} more in {folder / RESULTS}")
     print(

@@ -152,6 +152,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "precision": prepared.precision,
         "list": prepared.videos.source,
         "list_sha256": hashlib.sha256(listed.encode(errors="surrogatepass")).hexdigest(),
+        "class_names": None if names is None else list(names),
         "class_names_sha256": None if names is None else class_names_sha256(names),
         "checkpoint": str(prepared.checkpoint),
         "checkpoint_sha256": prepared.weights.sha256,

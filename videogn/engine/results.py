@@ -10,35 +10,16 @@ import numpy as np
 
 from videogn.data.list_checks import VideoRecord
 from videogn.engine.evaluator import VideoScore
-from videogn.engine.metrics import label_ranks, topk_percent
 from videogn.engine.runs import RunFolder
 from videogn.engine.scores import SCORES, Average, Scores, write_scores
+from videogn.engine.statistics import Outcome, outcome_of, summary
+from videogn.engine.test_folder import IDENTITY, RESULTS, results_text
 from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, write_text
 
-RESULTS = "results.json"
 THUMBNAILS = "thumbnails.npz"
 NUM_MISTAKES = 48
 """Thumbnails are kept of so many videos, those that the network was most wrong about."""
-IDENTITY = (
-    "checkpoint_sha256",
-    "list_sha256",
-    "protocol",
-    "num_clips",
-    "num_crops",
-    "num_frames",
-    "frame_stride",
-    "fps",
-    "short_side",
-    "crop_size",
-    "reader",
-    "stream",
-    "mean",
-    "std",
-    "precision",
-    "average",
-)
-"""Keys of the results that tell which test a folder holds."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +68,7 @@ def write_results(
     about: Mapping[str, Any],
     average: Average,
     shape: tuple[int, int, int],
+    class_names: Sequence[str] | None,
 ) -> EvalResult:
     """Write what a test leaves, each file whole or not at all and ``results.json`` last.
 
@@ -96,7 +78,8 @@ def write_results(
         shape: J, P, K.
     """
     scores = score_table(scored, records, shape)
-    result = accuracy(scores, average)
+    outcome = outcome_of(scores, average)
+    result = _result(outcome)
     write_scores(folder / SCORES, scores, average)
     write_thumbnails(folder / THUMBNAILS, scored, confident_mistakes(scores, average))
     failed = [
@@ -104,9 +87,14 @@ def write_results(
         for score in scored
         if score.arrays is None
     ]
-    text = json.dumps({**asdict(result), "failed": failed, **about}, indent=2)
-    write_text(folder / RESULTS, text + "\n")
+    results = {**asdict(result), "failed": failed, **about, **summary(outcome, class_names)}
+    write_text(folder / RESULTS, results_text(results))
     return result
+
+
+def _result(outcome: Outcome) -> EvalResult:
+    top1, top5 = (100.0 * int(outcome.right(k).sum()) / outcome.num_videos for k in (1, 5))
+    return EvalResult(top1, top5, outcome.num_videos, outcome.num_failed)
 
 
 def score_table(
@@ -123,18 +111,6 @@ def score_table(
         ok=np.array([score.arrays is not None for score in scored]),
         view_logits=logits,
         view_probs=probs,
-    )
-
-
-def accuracy(scores: Scores, average: Average) -> EvalResult:
-    """Top-1 and top-5 in percent over all videos, the failed ones wrong."""
-    ranks = label_ranks(scores.of_videos(average)[scores.ok], scores.labels[scores.ok])
-    num_videos = len(scores.videos)
-    return EvalResult(
-        top1=topk_percent(ranks, num_videos, 1),
-        top5=topk_percent(ranks, num_videos, 5),
-        num_videos=num_videos,
-        num_failed=num_videos - int(scores.ok.sum()),
     )
 
 
