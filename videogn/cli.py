@@ -24,6 +24,7 @@ from videogn.stopping import stop_request
 COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
     "test": "run the multi-clip test from a checkpoint",
+    "report": "show tests beside the paper's Table 8 and Figure 7 in one HTML file",
     "inflate": "turn 2D weights into weights of the video network",
     "convert": "turn a weight file into one of another program and prove it, or export it",
     "info": "show a network's layers, parameters, operations and memory",
