@@ -40,7 +40,7 @@ def make_probs(
     """(N, K) float32: mistakes go to classes that stand next to the true one."""
     random = np.random.default_rng(seed)
     num_videos = len(labels)
-    hard = random.beta(5, 2, num_classes) * 1.35 * percent / 100
+    hard = random.beta(5, 2, num_classes) * 1.24 * percent / 100
     right = random.random(num_videos) < np.clip(hard[labels], 0, 1)
     away = random.integers(1, neighbours + 1, num_videos)
     guess = np.where(right, labels, (labels + away) % num_classes)

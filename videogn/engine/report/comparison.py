@@ -7,6 +7,7 @@ from videogn.engine.report.drawing import error_range, panel
 from videogn.engine.report.markup import (
     DASH,
     MINUS,
+    TIED,
     TIMES,
     items,
     scrolling,
@@ -51,11 +52,9 @@ def norm_name(norm: object) -> str:
 
 def describe(run: TestedRun) -> str:
     """A run in a few words: ``GN, 32 x 2 frames, 8 clips per GPU``."""
-    column = column_of(run.setting)
-    return (
-        f"{norm_name(run.setting('model.norm'))}, {column.num_frames} {TIMES} {column.frame_stride} "
-        f"frames, {column.clips_per_gpu} clips per GPU"
-    )
+    column, norm = column_of(run.setting), norm_name(run.setting("model.norm"))
+    frames = f"{column.num_frames} {TIMES} {column.frame_stride} frames"
+    return f"{norm}, {frames}, {column.clips_per_gpu} clips per GPU"
 
 
 def link(key: str) -> str:
@@ -146,7 +145,7 @@ def _ours(summary: Summary, published: Percent) -> str:
             f"ours {MINUS} paper {signed(minus(summary.accuracy, published))}",
             class_="small",
         )
-        + tag("span", f"the paper's is {' / '.join(within)}", class_="small")
+        + tag("span", f"paper's value: {' / '.join(within)} the interval", class_="small")
     )
     return tag("div", lines, class_="ours")
 
@@ -246,7 +245,8 @@ def protocol_text(run: TestedRun) -> str:
     """``paper, 10 clips x 1 crop``."""
     clips, crops = run.results.get("num_clips", "?"), run.results.get("num_crops", "?")
     words = "crop" if crops == 1 else "crops"
-    return f"{run.results.get('protocol', '?')}, {clips} clips {TIMES} {crops} {words}"
+    protocol = run.results.get("protocol", "?")
+    return f"{protocol}, {clips}{TIED}clips {TIMES}{TIED}{crops}{TIED}{words}"
 
 
 def figure7_section(runs: Sequence[TestedRun]) -> str:

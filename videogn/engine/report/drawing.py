@@ -149,7 +149,7 @@ def confusion_png(matrix: np.ndarray) -> bytes:
     pixels[..., :3] = WRONG_COLOUR
     np.einsum("iic->ic", pixels)[:, :3] = RIGHT_COLOUR
     # A single video among fifty is to be seen.
-    pixels[..., 3] = np.where(matrix > 0, np.rint(255 * (0.3 + 0.7 * share)), 0)
+    pixels[..., 3] = np.where(matrix > 0, np.rint(255 * (0.45 + 0.55 * share)), 0)
     written = io.BytesIO()
     metadata: Any = {"Software": None}
     imsave(written, pixels, format="png", metadata=metadata)

@@ -23,6 +23,16 @@ JPEG = b"\xff\xd8\xff"
 THUMBNAILS = "thumbnails.npz"
 LOG = "log.jsonl"
 CONFIG = "config.yaml"
+TOLD = {
+    "test": {key: key for key in ("protocol", "num_clips", "num_crops", "average")},
+    "clip": {
+        "num_frames": "num_frames",
+        "frame_stride": "frame_stride",
+        "fps": "fps",
+        "short_side_min": "short_side",
+    },
+}
+"""Section of the config -> its leaves that stand in the results too -> their names there."""
 TESTS = ("test", "test_best")
 """Where the tests of a training run's folder are, the one that is taken first."""
 
@@ -100,15 +110,22 @@ class TestedRun:
 
         What a run trained with is what its own folder says: a test may name another config.
         """
-        tested = {k: v for k, v in _mapping(self.results.get("config")).items() if k != "train"}
-        trained = dict(_mapping(self.results.get("config")).get("train") or {})
+        config = _mapping(self.results.get("config"))
+        train = dict(_mapping(config.get("train")))
         if self.training is not None:
-            trained |= _mapping(self.training.config.get("train"))
+            train |= _mapping(self.training.config.get("train"))
             if self.training.clips_per_gpu is not None:
-                trained["clips_per_gpu"] = self.training.clips_per_gpu
-        average = self.results.get("average", "prob")
-        test = {**_mapping(tested.get("test")), "average": average}
-        return settings_of({**tested, "test": test, "train": trained})
+                train["clips_per_gpu"] = self.training.clips_per_gpu
+        return settings_of(self._told, {"train": train}, {"test": {"average": "prob"}}, config)
+
+    @property
+    def _told(self) -> dict[str, dict[str, Any]]:
+        """What ``results.json`` says of the test beside its config."""
+        told = {
+            section: {leaf: self.results[key] for leaf, key in keys.items() if key in self.results}
+            for section, keys in TOLD.items()
+        }
+        return {section: leaves for section, leaves in told.items() if leaves}
 
     def class_name(self, label: int) -> str:
         """Name of a class, or its number."""

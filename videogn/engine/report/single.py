@@ -6,7 +6,7 @@ import numpy as np
 
 from videogn.engine.report.comparison import coverage_text, describe, percents
 from videogn.engine.report.drawing import confusion_png
-from videogn.engine.report.markup import DASH, items, picture, scrolling, table, tag, text
+from videogn.engine.report.markup import DASH, TIED, items, picture, scrolling, table, tag, text
 from videogn.engine.report.measures import (
     Mistake,
     Summary,
@@ -23,7 +23,7 @@ MAX_MAP = 1000
 """Classes whose confusions fit into a picture."""
 MAX_LEVEL = 8
 """Classes whose names fit side by side above that table."""
-NUM_PAIRS, NUM_CLASSES, NUM_MISTAKES, NUM_FAILED = 12, 12, 12, 20
+NUM_PAIRS, NUM_CLASSES, NUM_MISTAKES, NUM_FAILED = 10, 10, 12, 20
 
 
 def run_section(run: TestedRun, summary: Summary) -> str:
@@ -42,10 +42,11 @@ def run_section(run: TestedRun, summary: Summary) -> str:
 def _tiles(summary: Summary) -> str:
     accuracy = summary.accuracy
     lows, highs = zip(*summary.intervals, strict=True)
+    tested, _, share = coverage_text(summary).rstrip(")").partition(" (")
     rows = [
         ("top-1", f"{accuracy[0]:.2f} %", f"{summary.level} {lows[0]:.2f}{DASH}{highs[0]:.2f}"),
         ("top-5", f"{accuracy[1]:.2f} %", f"{summary.level} {lows[1]:.2f}{DASH}{highs[1]:.2f}"),
-        ("videos tested", coverage_text(summary), "of those listed"),
+        ("coverage", share, f"{tested} videos tested"),
         ("worst case", percents(accuracy), "every failed video wrong; the accuracy above"),
         ("best case", percents(summary.best_case), "had every failed video been right"),
     ]
@@ -87,9 +88,9 @@ def _confusion(run: TestedRun) -> str:
     heading = tag("h3", "Confusion and worst classes")
     if num_classes <= MAX_NUMBERS:
         return heading + _number_table(run) + _worst(run)
-    side = tag("div", _pairs(run)) + tag("div", _worst(run))
-    shown = _map(run) if num_classes <= MAX_MAP else ""
-    return heading + shown + tag("div", side, class_="columns")
+    shown = tag("div", _map(run)) if num_classes <= MAX_MAP else ""
+    side = tag("div", _pairs(run) + _worst(run))
+    return heading + tag("div", shown + side, class_="columns")
 
 
 def _number_table(run: TestedRun) -> str:
@@ -153,7 +154,7 @@ def _pairs(run: TestedRun) -> str:
         (
             text(run.class_name(pair.label)),
             text(run.class_name(pair.predicted)),
-            f"{pair.count:,} ({pair.share:.0f} %)",
+            f"{pair.count:,}{TIED}({pair.share:.0f}{TIED}%)",
         )
         for pair in confusions(run.scores, NUM_PAIRS)
     ]

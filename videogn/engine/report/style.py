@@ -51,7 +51,9 @@ th, td {
 }
 thead th { color: var(--soft); font-weight: 600; font-size: .88rem; white-space: nowrap; }
 tbody th { font-weight: 600; }
-.wide { min-width: 880px; }
+.wide { min-width: 1080px; }
+.wide td { overflow-wrap: break-word; }
+.wide .path, .wide .hash { overflow-wrap: anywhere; }
 .middle { min-width: 540px; }
 .nowrap { white-space: nowrap; }
 .table8 { min-width: 800px; table-layout: fixed; }
@@ -110,7 +112,7 @@ tbody th { font-weight: 600; }
 .gallery figure { margin: 0; }
 .gallery img { width: 100%; display: block; border-radius: 6px; background: var(--tint); }
 .gallery li { background: var(--tint); border-radius: 8px; padding: 10px; }
-.gallery figcaption { font-size: .86rem; }
+.gallery figcaption { font-size: .86rem; margin-top: 6px; }
 .gallery figcaption > span { display: block; }
 .nothing {
   border: 1px dashed var(--rule); border-radius: 6px; padding: 18px 10px; text-align: center;

@@ -3,7 +3,7 @@
 A setting is a leaf of the config that stands in ``results.json``, named as on the command line.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,17 +44,10 @@ PUBLISHED: dict[Cell, Percent] = {
 VAL_VIDEOS = 19_761
 """Length of the released validation list of Kinetics-400."""
 
-NETWORK = {
-    "model.arch": ("i3d_r50",),
-    "model.layout": ("nonlocal", "nonlocal_paper"),
-    "model.num_classes": (400,),
-    "model.norm": NORMS,
-    "model.num_groups": (32, None),
-    "model.channels_per_group": (None,),
-    "model.width": (None,),
-    "model.depths": (None,),
-}
-"""Setting -> its values in the table; anything else is another network or another task."""
+CLASSES = 400
+ARCH = "i3d_r50"
+LAYOUTS = ("nonlocal", "nonlocal_paper")
+GROUPS = 32
 
 TEST = {
     "test.protocol": ("paper", "the paper's test is fully convolutional (paper)"),
@@ -94,18 +87,35 @@ def cell_of(setting: Setting, weights: object) -> Cell | str:
     Args:
         weights: the ``weights`` of ``results.json``: last, best or inflated.
     """
-    wrong = [
-        f"{name} is {_told(setting(name))}, not {' or '.join(_told(v) for v in values[:2])}"
-        for name, values in NETWORK.items()
-        if setting(name) not in values
-    ]
     column = column_of(setting)
+    wrong = [*_wrong_network(setting)]
     if column not in COLUMNS:
-        frames, stride, clips = (_told(v) for v in (column.num_frames, *_rest(column)))
-        wrong.append(f"{frames} x {stride} frames with {clips} clips per GPU is no column")
+        frames, stride, clips = map(
+            _told, (column.num_frames, column.frame_stride, column.clips_per_gpu)
+        )
+        wrong.append(
+            f"the table has no column of {frames} x {stride} frames, {clips} clips per GPU"
+        )
     if weights == "inflated":
-        wrong.append("the weights are inflated and were never trained on video")
+        wrong.append("its weights are inflated and were never trained on video")
     return "; ".join(wrong) or Cell(setting("model.norm"), column)
+
+
+def _wrong_network(setting: Setting) -> Iterator[str]:
+    """What makes a network or its task another than the table's."""
+    classes, norm = setting("model.num_classes"), setting("model.norm")
+    if classes != CLASSES:
+        yield f"{_told(classes)} classes, not the {CLASSES} of Kinetics-400"
+    if setting("model.arch") != ARCH or setting("model.layout") not in LAYOUTS:
+        names = f"{_told(setting('model.arch'))}, layout {_told(setting('model.layout'))}"
+        yield f"another network: {names}"
+    if norm not in NORMS:
+        yield f"its norm is {_told(norm)}, not bn or gn"
+    groups = (setting("model.num_groups"), setting("model.channels_per_group"))
+    if norm == "gn" and groups != (GROUPS, None):
+        yield f"its groups are not the paper's {GROUPS} in each layer"
+    if setting("model.width") is not None or setting("model.depths") is not None:
+        yield "its width or depth is another"
 
 
 def column_of(setting: Setting) -> Column:
@@ -118,7 +128,7 @@ def column_of(setting: Setting) -> Column:
 def departures(setting: Setting, num_videos: int) -> list[str]:
     """What of a test and a recipe differs from the paper's, a sentence each."""
     found = [
-        f"{name} is {_told(setting(name))}: {why}"
+        f"{name} is {_told(setting(name))}; {why}"
         for table in (TEST, RECIPE)
         for name, (value, why) in table.items()
         if setting(name) is not None or value is None
@@ -126,14 +136,10 @@ def departures(setting: Setting, num_videos: int) -> list[str]:
     ]
     if num_videos != VAL_VIDEOS:
         found.append(
-            f"the list has {num_videos:,} videos: the released validation list has {VAL_VIDEOS:,}, "
+            f"the list has {num_videos:,} videos; the released validation list has {VAL_VIDEOS:,}, "
             "and the paper's own is not published"
         )
     return found
-
-
-def _rest(column: Column) -> tuple[int, int]:
-    return column.frame_stride, column.clips_per_gpu
 
 
 def _same(value: object, published: object) -> bool:
