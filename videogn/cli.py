@@ -24,6 +24,8 @@ from videogn.stopping import stop_request
 COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
     "test": "run the multi-clip test from a checkpoint",
+    "rescore": "tell a finished test's accuracy with fewer clips or another average",
+    "compare": "tell whether one finished test is better than another, and where",
     "report": "show tests beside the paper's Table 8 and Figure 7 in one HTML file",
     "inflate": "turn 2D weights into weights of the video network",
     "convert": "turn a weight file into one of another program and prove it, or export it",

@@ -51,6 +51,16 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def printable(text: object) -> str:
+    """Text from a file as it may be printed: a terminal would obey its control characters.
+
+    What does not print is written as Python writes it: a line end as ``\\n``.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
 def check_writable(path: str | Path) -> None:
     """Find out before hours of work that their result could not be written.
 

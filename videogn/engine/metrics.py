@@ -1,34 +1,12 @@
-"""Accuracy: ranks of the true class and averages of scores."""
+"""Accuracy while training: sums over clips, on the device."""
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Classes that come before the true one when scores are sorted, the lower index first on ties.
-
-    Args:
-        scores: (N, K) float.
-        labels: (N,) int.
-
-    Returns:
-        (N,) int: 0 where the true class is the arg-max. A score that is not a number comes
-        before every other, so that a broken network is never right.
-    """
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    earlier = np.arange(scores.shape[1])[None, :] < labels[:, None]
-    return np.asarray((~(scores < own) & ~((scores == own) & ~earlier)).sum(axis=1))
-
-
-def topk_percent(ranks: np.ndarray, num_videos: int, k: int) -> float:
-    """Share of ``num_videos`` whose true class is among the first ``k``, in percent.
-
-    Videos without a rank count as wrong.
-    """
-    return 100.0 * int((ranks < k).sum()) / num_videos
+from videogn.engine.statistics import label_ranks as label_ranks
+from videogn.engine.statistics import topk_percent as topk_percent
 
 
 @dataclass(frozen=True)

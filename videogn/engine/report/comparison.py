@@ -7,7 +7,6 @@ from videogn.engine.report.drawing import error_range, panel
 from videogn.engine.report.markup import (
     DASH,
     MINUS,
-    TIED,
     TIMES,
     items,
     scrolling,
@@ -27,7 +26,9 @@ from videogn.engine.report.table8 import (
     column_of,
     departures,
 )
+from videogn.engine.statistics import LEVEL, difference_interval
 
+LEVEL_TEXT = f"{100 * LEVEL:g} %"
 Placed = Mapping[str, Cell | str]
 """Key of a run -> its cell, or why it has none."""
 FIGURE_CLIPS = (8, 4)
@@ -139,7 +140,7 @@ def _ours(summary: Summary, published: Percent) -> str:
     lines = (
         tag("span", link(summary.key), class_="small")
         + tag("span", percents(summary.accuracy), class_="pair")
-        + tag("span", f"{summary.level} {interval_text(summary)}", class_="small")
+        + tag("span", f"{LEVEL_TEXT} {interval_text(summary)}", class_="small")
         + tag(
             "span",
             f"ours {MINUS} paper {signed(minus(summary.accuracy, published))}",
@@ -172,13 +173,27 @@ def _difference_row(
 def _difference(gn: TestedRun, bn: TestedRun, summaries: Mapping[str, Summary]) -> str:
     ours = minus(summaries[gn.key].accuracy, summaries[bn.key].accuracy)
     differ = [key for key in MUST_AGREE if gn.results.get(key) != bn.results.get(key)]
+    if gn.scores.videos != bn.scores.videos and "list_sha256" not in differ:
+        differ.append("the videos")
     warning = f"not one test: {', '.join(differ)} differ" if differ else "same list, same test"
     lines = (
         tag("span", f"{link(gn.key)} {MINUS} {link(bn.key)}", class_="small")
         + tag("span", signed(ours), class_="pair")
+        + ("" if differ else tag("span", _difference_intervals(gn, bn), class_="small"))
         + tag("span", text(warning), class_="small")
     )
     return tag("div", lines, class_="ours")
+
+
+def _difference_intervals(gn: TestedRun, bn: TestedRun) -> str:
+    """Intervals of the differences on the same videos."""
+    shown = []
+    for k in (1, 5):
+        ours, theirs = (run.scores.outcome.right(k) for run in (gn, bn))
+        only = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        ends = difference_interval(*only, len(ours))
+        shown.append(" to ".join(f"{end:+.2f}".replace("-", MINUS) for end in ends))
+    return f"{LEVEL_TEXT} {' / '.join(shown)}"
 
 
 def _departures(runs: Sequence[TestedRun], placed: Placed) -> str:
@@ -209,10 +224,10 @@ def _others(runs: Sequence[TestedRun], summaries: Mapping[str, Summary], placed:
                 text(norm_name(run.setting("model.norm"))),
                 text(f"{column.num_frames} {TIMES} {column.frame_stride}"),
                 text(column.clips_per_gpu),
-                percents(summary.accuracy),
+                tag("span", percents(summary.accuracy), class_="nowrap"),
                 interval_text(summary),
                 coverage_text(summary),
-                text(protocol_text(run)),
+                tag("span", text(protocol_text(run)), class_="nowrap"),
                 text(why),
             )
         )
@@ -224,7 +239,7 @@ def _others(runs: Sequence[TestedRun], summaries: Mapping[str, Summary], placed:
         f"frames {TIMES} stride",
         "clips / GPU",
         "top-1 / top-5",
-        "95 % interval",
+        f"{LEVEL_TEXT} interval",
         "coverage",
         "test",
         "why it is no cell",
@@ -246,7 +261,7 @@ def protocol_text(run: TestedRun) -> str:
     clips, crops = run.results.get("num_clips", "?"), run.results.get("num_crops", "?")
     words = "crop" if crops == 1 else "crops"
     protocol = run.results.get("protocol", "?")
-    return f"{protocol}, {clips}{TIED}clips {TIMES}{TIED}{crops}{TIED}{words}"
+    return f"{protocol}, {clips} clips {TIMES} {crops} {words}"
 
 
 def figure7_section(runs: Sequence[TestedRun]) -> str:

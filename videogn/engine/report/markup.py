@@ -1,32 +1,21 @@
 """HTML from small pieces; whatever comes from a file goes through :func:`text`."""
 
 import html
-import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 
+from videogn.files import printable
+
 TIMES, MINUS, DASH = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}", "\N{EN DASH}"
-TIED = "\N{NO-BREAK SPACE}"
-UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
-"""Kinds of characters that have no picture, or that change the order of those around them."""
 
 
 def text(value: object) -> str:
     """A value as HTML text that may stand anywhere, also within a quoted attribute.
 
-    Characters without a picture, and halves of pairs that UTF-8 cannot hold, are written as
-    ``\\x1b``: names of files may have any.
+    What does not print, such as half of a pair that UTF-8 cannot hold or a mark that turns the
+    direction of letters, is written as ``\\x1b``: names of files may have any.
     """
-    return html.escape("".join(map(_visible, str(value))), quote=True)
-
-
-def _visible(letter: str) -> str:
-    if unicodedata.category(letter) not in UNSEEN:
-        return letter
-    code = ord(letter)
-    return (
-        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
-    )
+    return html.escape(printable(value), quote=True)
 
 
 def tag(name: str, content: str, **attributes: object) -> str:

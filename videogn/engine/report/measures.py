@@ -1,12 +1,12 @@
 """Numbers of one test that the report shows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from videogn.engine.report.reading import TestedRun, VideoScores
-
-Interval = tuple[float, float]
+from videogn.engine.statistics import LEVEL, Interval, accuracy_interval
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Confusion:
 
 def mistakes(scores: VideoScores, limit: int) -> list[Mistake]:
     """The mistakes with the highest scores, the highest first; those before in the list first."""
-    wrong = np.flatnonzero(scores.ok & (scores.predicted != scores.labels))
-    predicted, labels = scores.predicted[wrong], scores.labels[wrong]
+    wrong = np.flatnonzero(scores.ok & ~scores.outcome.right())
+    predicted, labels = scores.outcome.predicted[wrong], scores.labels[wrong]
     best = scores.probs[wrong, predicted]
     return [
         Mistake(
@@ -60,7 +60,7 @@ def mistakes(scores: VideoScores, limit: int) -> list[Mistake]:
 def confusions(scores: VideoScores, limit: int) -> list[Confusion]:
     """The pairs of classes that were confused most often."""
     num_classes = scores.probs.shape[1]
-    labels, predicted = scores.labels[scores.ok], scores.predicted[scores.ok]
+    labels, predicted = scores.labels[scores.ok], scores.outcome.predicted[scores.ok]
     wrong = labels != predicted
     pairs, counts = np.unique(labels[wrong] * num_classes + predicted[wrong], return_counts=True)
     of_class = np.bincount(labels, minlength=num_classes)
@@ -72,59 +72,28 @@ def confusions(scores: VideoScores, limit: int) -> list[Confusion]:
     return found
 
 
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """Accuracy over the videos of one class, those that failed wrong.
-
-    Attributes:
-        top1: percent.
-        top5: percent.
-    """
-
-    label: int
-    num_videos: int
-    top1: float
-    top5: float
+def _intervals(run: TestedRun) -> tuple[Interval, Interval]:
+    """Intervals of top-1 and top-5, as the test has found them or, of earlier tests, found here."""
+    told = run.results.get("confidence")
+    if isinstance(told, Mapping) and told.get("level") == LEVEL:
+        top1, top5 = (_interval(told.get(key)) for key in ("top1", "top5"))
+        if top1 is not None and top5 is not None:
+            return top1, top5
+    return _found_here(run, 1), _found_here(run, 5)
 
 
-def class_accuracies(scores: VideoScores) -> list[ClassAccuracy]:
-    """One for each class that has videos, in label order."""
-    rank = _ranks(scores)
-    found = []
-    for label in np.unique(scores.labels):
-        own = rank[scores.labels == label]
-        top1, top5 = (100 * float((own < k).mean()) for k in (1, 5))
-        found.append(ClassAccuracy(int(label), len(own), top1, top5))
-    return found
+def _interval(told: object) -> Interval | None:
+    """Both ends as JSON has them; None where they cannot be."""
+    if not isinstance(told, list) or len(told) != 2:
+        return None
+    if not all(type(end) in (int, float) and 0 <= end <= 100 for end in told):
+        return None
+    return Interval(*told)
 
 
-def _ranks(scores: VideoScores) -> np.ndarray:
-    """(N,) int: classes before the true one, the lower index first on ties; K where failed."""
-    own = np.take_along_axis(scores.probs, scores.labels[:, None], axis=1)
-    num_classes = scores.probs.shape[1]
-    earlier = np.arange(num_classes)[None] < scores.labels[:, None]
-    before = (scores.probs > own) | ((scores.probs == own) & earlier)
-    return np.where(scores.ok, before.sum(1), num_classes)
-
-
-def confusion_matrix(scores: VideoScores) -> np.ndarray:
-    """(K, K) int: videos by true class (row) and predicted class, those that failed left out."""
-    num_classes = scores.probs.shape[1]
-    flat = scores.labels[scores.ok] * num_classes + scores.predicted[scores.ok]
-    counts = np.bincount(flat, minlength=num_classes**2)
-    return np.asarray(counts.reshape(num_classes, num_classes))
-
-
-def intervals(run: TestedRun) -> tuple[Interval, Interval]:
-    """95 % bootstrap intervals of top-1 and top-5, as the test found them or found here."""
-    rank, random = _ranks(run.scores), np.random.default_rng(0)
-    found = []
-    for k in (1, 5):
-        # Videos drawn with replacement are right as often as a binomial variable says.
-        right = random.binomial(len(rank), float((rank < k).mean()), 2000)
-        low, high = np.quantile(100 * right / len(rank), (0.025, 0.975))
-        found.append((float(low), float(high)))
-    return found[0], found[1]
+def _found_here(run: TestedRun, k: int) -> Interval:
+    outcome = run.scores.outcome
+    return accuracy_interval(int(outcome.right(k).sum()), outcome.num_videos)
 
 
 @dataclass(frozen=True)
@@ -136,7 +105,6 @@ class Summary:
         accuracy: top-1 and top-5; videos that failed are wrong.
         best_case: the same, had every failed video been right.
         intervals: of top-1 and top-5.
-        level: of the intervals, as text: ``95 %``.
     """
 
     key: str
@@ -145,7 +113,6 @@ class Summary:
     accuracy: tuple[float, float]
     best_case: tuple[float, float]
     intervals: tuple[Interval, Interval]
-    level: str
 
 
 def summary(run: TestedRun) -> Summary:
@@ -159,6 +126,5 @@ def summary(run: TestedRun) -> Summary:
         num_tested=results["num_videos"] - results["num_failed"],
         accuracy=accuracy,
         best_case=(min(100.0, accuracy[0] + failed), min(100.0, accuracy[1] + failed)),
-        intervals=intervals(run),
-        level="95 %",
+        intervals=_intervals(run),
     )

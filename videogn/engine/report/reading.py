@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import yaml
 
 from videogn.engine.report.table8 import Setting, settings_of
+from videogn.engine.scores import SCORES
+from videogn.engine.statistics import NO_CLASS, WRONG, Outcome, label_ranks
+from videogn.engine.test_folder import RESULTS, read_results, test_folder
 from videogn.errors import RunError
+from videogn.files import printable
 
-RESULTS = "results.json"
-SCORES = "scores.npz"
 JPEG = b"\xff\xd8\xff"
 THUMBNAILS = "thumbnails.npz"
 LOG = "log.jsonl"
@@ -33,8 +36,6 @@ TOLD = {
     },
 }
 """Section of the config -> its leaves that stand in the results too -> their names there."""
-TESTS = ("test", "test_best")
-"""Where the tests of a training run's folder are, the one that is taken first."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class VideoScores:
     ok: np.ndarray
     probs: np.ndarray
 
-    @property
-    def predicted(self) -> np.ndarray:
-        """(N,) int64: the class with the highest score, the lowest of equals; -1 where failed."""
-        scores = np.where(self.ok[:, None], self.probs, 0)
-        return np.where(self.ok, scores.argmax(1), -1)
+    @cached_property
+    def outcome(self) -> Outcome:
+        """Ranks and predictions of every video."""
+        ranks = np.full(len(self.labels), WRONG, dtype=np.int64)
+        predicted = np.full(len(self.labels), NO_CLASS, dtype=np.int64)
+        ranks[self.ok] = label_ranks(self.probs[self.ok], self.labels[self.ok])
+        predicted[self.ok] = self.probs[self.ok].argmax(1)
+        return Outcome(self.labels, ranks, predicted, self.probs.shape[1])
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,8 @@ def read_run(name: str, key: str) -> TestedRun:
     Raises:
         RunError: there is no test, or a file of it is damaged.
     """
-    folder = test_folder(Path(name))
-    results, scores = read_results(folder), read_video_scores(folder / SCORES)
+    folder = test_folder(name)
+    results, scores = _read_results(folder), read_video_scores(folder / SCORES)
     _check_together(folder, results, scores)
     return TestedRun(
         key=key,
@@ -156,42 +160,20 @@ def read_run(name: str, key: str) -> TestedRun:
     )
 
 
-def test_folder(path: Path) -> Path:
-    """The test that a folder is or holds.
+def _read_results(folder: Path) -> dict[str, Any]:
+    """The ``results.json`` of a test, with every number that a report needs.
 
     Raises:
-        RunError: there is none.
+        RunError: it is absent or damaged.
     """
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "no such folder"
-        raise RunError(f"{path}: {what}; name the folder of a test, or of a run that was tested")
-    for folder in (path, *(path / name for name in TESTS)):
-        if (folder / RESULTS).is_file():
-            return folder
-    raise RunError(
-        f"{path}: holds no test: neither {RESULTS} nor {' nor '.join(TESTS)}; "
-        "`videogn test` makes it"
-    )
-
-
-test_folder.__test__ = False  # type: ignore[attr-defined]
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """The ``results.json`` of a test.
-
-    Raises:
-        RunError: it is damaged.
-    """
-    path = folder / RESULTS
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path}: cannot be read: {error}; test again") from error
-    faults = ["no object"] if not isinstance(results, dict) else _faults(results)
+    results = read_results(folder)
+    faults = _faults(results)
     if faults:
-        raise RunError(f"{path}: is no result of a test: {'; '.join(faults)}; test again")
-    return dict(results)
+        shown = printable(folder / RESULTS)
+        raise RunError(
+            f"{shown}: is no result of a test: {printable('; '.join(faults))}; test again"
+        )
+    return results
 
 
 def _faults(results: Mapping[str, Any]) -> list[str]:
@@ -219,12 +201,16 @@ def read_video_scores(path: Path) -> VideoScores:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("video", "label", "ok", "probs")}
     except FileNotFoundError as error:
-        raise RunError(f"{path}: no such file; `videogn test` writes it") from error
+        raise RunError(f"{printable(path)}: no such file; `videogn test` writes it") from error
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: is no file of scores: {error}; test again") from error
+        raise RunError(
+            f"{printable(path)}: is no file of scores: {printable(error)}; test again"
+        ) from error
     wrong = _wrong_arrays(arrays)
     if wrong:
-        raise RunError(f"{path}: is no file of scores: {', '.join(wrong)} cannot be; test again")
+        raise RunError(
+            f"{printable(path)}: is no file of scores: {', '.join(wrong)} cannot be; test again"
+        )
     return VideoScores(
         videos=tuple(map(str, arrays["video"])),
         labels=arrays["label"],
@@ -260,8 +246,8 @@ def _check_together(folder: Path, results: Mapping[str, Any], scores: VideoScore
     told = (results["num_videos"], results["num_failed"])
     if counted != told:
         raise RunError(
-            f"{folder}: {RESULTS} tells of {told[0]} videos, {told[1]} of them failed, and "
-            f"{SCORES} of {counted[0]}, {counted[1]} of them failed; test again"
+            f"{printable(folder)}: {RESULTS} tells of {told[0]} videos, {told[1]} of them failed, "
+            f"and {SCORES} of {counted[0]}, {counted[1]} of them failed; test again"
         )
 
 
@@ -271,11 +257,12 @@ def _class_names(
     names = results.get("class_names")
     if names is None:
         return None
-    if not isinstance(names, list) or len(names) != num_classes:
+    if len(names) != num_classes:
+        shown = printable(folder / RESULTS)
         raise RunError(
-            f"{folder / RESULTS}: class_names are no list of {num_classes} names; test again"
+            f"{shown}: has {len(names)} class_names and {SCORES} {num_classes} classes; test again"
         )
-    return tuple(map(str, names))
+    return tuple(names)
 
 
 def read_thumbnails(path: Path) -> dict[int, bytes]:
@@ -290,10 +277,14 @@ def read_thumbnails(path: Path) -> dict[int, bytes]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: is no file of thumbnails: {error}; remove it") from error
+        raise RunError(
+            f"{printable(path)}: is no file of thumbnails: {printable(error)}; remove it"
+        ) from error
     kinds = [(array.dtype.kind, array.ndim) for array in (places, data, ends)]
     if kinds != [("i", 1), ("u", 1), ("i", 1)] or len(places) != len(ends):
-        raise RunError(f"{path}: is no file of thumbnails: its arrays cannot be; remove it")
+        raise RunError(
+            f"{printable(path)}: is no file of thumbnails: its arrays cannot be; remove it"
+        )
     pictures = [data[start:end].tobytes() for start, end in pairwise([0, *ends.tolist()])]
     # Whatever is no JPEG would be shown as a broken picture.
     found = zip(places.tolist(), pictures, strict=True)
@@ -323,7 +314,7 @@ def read_entries(path: Path) -> list[Mapping[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RunError(f"{printable(path)}: cannot be read: {error.strerror}") from error
     entries: list[Mapping[str, Any]] = []
     for line in lines:
         try:

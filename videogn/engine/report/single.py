@@ -4,18 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videogn.engine.report.comparison import coverage_text, describe, percents
+from videogn.engine.report.comparison import LEVEL_TEXT, coverage_text, describe, percents
 from videogn.engine.report.drawing import confusion_png
-from videogn.engine.report.markup import DASH, TIED, items, picture, scrolling, table, tag, text
+from videogn.engine.report.markup import DASH, items, picture, scrolling, table, tag, text
 from videogn.engine.report.measures import (
     Mistake,
     Summary,
-    class_accuracies,
-    confusion_matrix,
     confusions,
     mistakes,
 )
 from videogn.engine.report.reading import TestedRun
+from videogn.engine.statistics import confusion_matrix, per_class
 
 MAX_NUMBERS = 25
 """Classes whose confusions fit into a table of numbers."""
@@ -44,8 +43,8 @@ def _tiles(summary: Summary) -> str:
     lows, highs = zip(*summary.intervals, strict=True)
     tested, _, share = coverage_text(summary).rstrip(")").partition(" (")
     rows = [
-        ("top-1", f"{accuracy[0]:.2f} %", f"{summary.level} {lows[0]:.2f}{DASH}{highs[0]:.2f}"),
-        ("top-5", f"{accuracy[1]:.2f} %", f"{summary.level} {lows[1]:.2f}{DASH}{highs[1]:.2f}"),
+        ("top-1", f"{accuracy[0]:.2f} %", f"{LEVEL_TEXT} {lows[0]:.2f}{DASH}{highs[0]:.2f}"),
+        ("top-5", f"{accuracy[1]:.2f} %", f"{LEVEL_TEXT} {lows[1]:.2f}{DASH}{highs[1]:.2f}"),
         ("coverage", share, f"{tested} videos tested"),
         ("worst case", percents(accuracy), "every failed video wrong; the accuracy above"),
         ("best case", percents(summary.best_case), "had every failed video been right"),
@@ -94,7 +93,7 @@ def _confusion(run: TestedRun) -> str:
 
 
 def _number_table(run: TestedRun) -> str:
-    matrix = confusion_matrix(run.scores)
+    matrix = confusion_matrix(run.scores.outcome)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     names = [run.class_name(label) for label in range(len(matrix))]
     upright = None if len(names) <= MAX_LEVEL else "upright"
@@ -125,7 +124,7 @@ def _number(count: int, share: float, right: bool) -> str:
 
 
 def _map(run: TestedRun) -> str:
-    matrix = confusion_matrix(run.scores)
+    matrix = confusion_matrix(run.scores.outcome)
     right, total = int(np.trace(matrix)), int(matrix.sum())
     alt = (
         f"Confusion matrix of {len(matrix)} classes as a map: {right:,} of {total:,} videos lie on "
@@ -154,7 +153,7 @@ def _pairs(run: TestedRun) -> str:
         (
             text(run.class_name(pair.label)),
             text(run.class_name(pair.predicted)),
-            f"{pair.count:,}{TIED}({pair.share:.0f}{TIED}%)",
+            tag("span", f"{pair.count:,} ({pair.share:.0f} %)", class_="nowrap"),
         )
         for pair in confusions(run.scores, NUM_PAIRS)
     ]
@@ -164,13 +163,19 @@ def _pairs(run: TestedRun) -> str:
 
 
 def _worst(run: TestedRun) -> str:
-    classes = class_accuracies(run.scores)
-    worst = sorted(classes, key=lambda c: (c.top1, c.top5, c.label))[:NUM_CLASSES]
+    classes = per_class(run.scores.outcome)
+    there = [row for row in classes if row["num_videos"]]
+    worst = sorted(there, key=lambda row: (row["top1"], row["top5"], row["class"]))
     rows = [
-        (text(run.class_name(c.label)), f"{c.num_videos:,}", f"{c.top1:.1f}", f"{c.top5:.1f}")
-        for c in worst
+        (
+            text(run.class_name(row["class"])),
+            f"{row['num_videos']:,}",
+            f"{row['top1']:.1f}",
+            f"{row['top5']:.1f}",
+        )
+        for row in worst[:NUM_CLASSES]
     ]
-    without = run.scores.probs.shape[1] - len(classes)
+    without = len(classes) - len(there)
     note = tag("p", f"{without:,} classes have no video in the list.", class_="soft")
     caption = "Worst classes, accuracy in percent"
     shown = table(caption, ("class", "videos", "top-1", "top-5"), rows)

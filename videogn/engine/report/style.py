@@ -42,6 +42,8 @@ section {
   padding: 20px 22px; margin: 20px 0;
 }
 .scroll { overflow-x: auto; margin: 8px 0 4px; }
+.scroll + .scroll { margin-top: 22px; }
+.map figcaption { margin-top: 8px; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 caption { text-align: left; font-weight: 600; padding: 0 0 6px; }
