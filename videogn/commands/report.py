@@ -25,5 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     runs = [read_run(name, f"R{number}") for number, name in enumerate(arguments.runs, start=1)]
     write_text(arguments.out, page(runs))
-    print(f"wrote {arguments.out}: {len(runs)} run{'s' if len(runs) != 1 else ''}")
+    print(f"wrote {arguments.out}")
     return 0

@@ -8,6 +8,7 @@ from videogn.engine.report.markup import (
     DASH,
     MINUS,
     TIMES,
+    counted,
     items,
     scrolling,
     table,
@@ -201,14 +202,26 @@ def _departures(runs: Sequence[TestedRun], placed: Placed) -> str:
     told: dict[str, list[str]] = {}
     ours = [run for run in runs if isinstance(placed[run.key], Cell)]
     for run in ours:
-        for sentence in departures(run.setting, len(run.scores.videos)):
+        for sentence in _departures_of(run):
             told.setdefault(sentence, []).append(run.key)
     if not ours:
         return ""
     if not told:
-        return tag("p", "All runs above were tested as the paper tells.")
+        return tag(
+            "p", "Recipes and tests of the runs above are the paper's, as far as it tells them."
+        )
     lines = [f"{', '.join(map(link, keys))}: {text(sentence)}" for sentence, keys in told.items()]
     return tag("h3", "What differs from the paper") + items(lines, class_="notes")
+
+
+def _departures_of(run: TestedRun) -> list[str]:
+    found = departures(run.setting, run.results["num_videos"])
+    if run.results.get("weights") == "best":
+        found.append("the weights are those of the best validation, not the last ones")
+    failed = run.results["num_failed"]
+    if failed:
+        found.append(f"{counted(failed, 'video')} could not be read and count as wrong")
+    return found
 
 
 def _others(runs: Sequence[TestedRun], summaries: Mapping[str, Summary], placed: Placed) -> str:
@@ -226,9 +239,9 @@ def _others(runs: Sequence[TestedRun], summaries: Mapping[str, Summary], placed:
                 text(column.clips_per_gpu),
                 tag("span", percents(summary.accuracy), class_="nowrap"),
                 interval_text(summary),
-                coverage_text(summary),
-                tag("span", text(protocol_text(run)), class_="nowrap"),
-                text(why),
+                tag("span", coverage_text(summary), class_="nowrap"),
+                text(protocol_text(run)),
+                tag("div", text(why), class_="why"),
             )
         )
     if not rows:
@@ -292,7 +305,7 @@ def _panels(curves: Sequence[Drawn], *, figure: bool) -> str:
     """
     every = [d.curve for d in curves if d.curve is not None]
     y_range = error_range(every) if every else (0.0, 100.0)
-    x_end = max([1e-3, *(curve.epochs[-1] for curve in every)]) * 1.02
+    x_end = 1.02 * (max(curve.epochs[-1] for curve in every) or 1) if every else 100
     titles = ("BN", "GN") if figure else ("BN and its kinds", "GN and other norms")
     shown = ""
     for title, left in zip(titles, (True, False), strict=True):
@@ -343,7 +356,9 @@ def _curve_table(runs: Sequence[TestedRun], found: Mapping[str, Drawn]) -> str:
             )
         where = "Figure 7" if this.belongs else "other curve" if this.curve else "missing"
         note = f"{where}: {this.why}" if this.why else where
-        rows.append((link(run.key), text(describe(run)), *numbers, text(note)))
+        rows.append(
+            (link(run.key), tag("span", text(describe(run)), class_="nowrap"), *numbers, text(note))
+        )
     head = ("run", "network", "validations", "epochs", "last error (%)", "lowest (%)", "curve")
     return tag("h3", "The curves in numbers") + table(
         "1-clip validation error", head, rows, class_="wide"

@@ -18,6 +18,11 @@ def text(value: object) -> str:
     return html.escape(printable(value), quote=True)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 video``, ``2 videos``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def tag(name: str, content: str, **attributes: object) -> str:
     """An element; attributes are escaped, and an underscore at the end of their name is cut off."""
     return f"<{name}{_attributes(attributes)}>{content}</{name}>"

@@ -9,7 +9,7 @@ from videogn.engine.report.comparison import (
     provenance_section,
     table8_section,
 )
-from videogn.engine.report.markup import items, tag, text
+from videogn.engine.report.markup import counted, items, tag, text
 from videogn.engine.report.measures import summary
 from videogn.engine.report.reading import TestedRun
 from videogn.engine.report.single import run_section
@@ -39,7 +39,7 @@ def page(runs: Sequence[TestedRun]) -> str:
 
 
 def _title(runs: Sequence[TestedRun]) -> str:
-    return f"videogn report: {len(runs)} run{'s' if len(runs) != 1 else ''}"
+    return f"videogn report: {counted(len(runs), 'run')}"
 
 
 def _top(runs: Sequence[TestedRun]) -> str:

@@ -198,7 +198,8 @@ def read_video_scores(path: Path) -> VideoScores:
         RunError: the file is absent or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that it takes for a zip archive and that is none.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("video", "label", "ok", "probs")}
     except FileNotFoundError as error:
         raise RunError(f"{printable(path)}: no such file; `videogn test` writes it") from error
@@ -272,7 +273,7 @@ def read_thumbnails(path: Path) -> dict[int, bytes]:
         RunError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             places, data, ends = (file[name] for name in ("place", "data", "end"))
     except FileNotFoundError:
         return {}

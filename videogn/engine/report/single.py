@@ -6,7 +6,7 @@ import numpy as np
 
 from videogn.engine.report.comparison import LEVEL_TEXT, coverage_text, describe, percents
 from videogn.engine.report.drawing import confusion_png
-from videogn.engine.report.markup import DASH, items, picture, scrolling, table, tag, text
+from videogn.engine.report.markup import DASH, counted, items, picture, scrolling, table, tag, text
 from videogn.engine.report.measures import (
     Mistake,
     Summary,
@@ -72,7 +72,7 @@ def _failed(run: TestedRun) -> str:
     ]
     rest = len(failed) - len(rows)
     more = tag("p", f"and {rest:,} more in results.json", class_="soft") if rest else ""
-    caption = f"{len(failed):,} videos that could not be read and count as wrong"
+    caption = f"{counted(len(failed), 'video')} that could not be read and count as wrong"
     return (
         tag("h3", "Failed videos")
         + table(caption, ("video", "reason"), rows, class_="middle")
@@ -176,7 +176,7 @@ def _worst(run: TestedRun) -> str:
         for row in worst[:NUM_CLASSES]
     ]
     without = len(classes) - len(there)
-    note = tag("p", f"{without:,} classes have no video in the list.", class_="soft")
+    note = tag("p", f"Classes without a video in the list: {without:,}.", class_="soft")
     caption = "Worst classes, accuracy in percent"
     shown = table(caption, ("class", "videos", "top-1", "top-5"), rows)
     return shown + (note if without else "")

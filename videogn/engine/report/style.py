@@ -58,6 +58,7 @@ tbody th { font-weight: 600; }
 .wide .path, .wide .hash { overflow-wrap: anywhere; }
 .middle { min-width: 540px; }
 .nowrap { white-space: nowrap; }
+.why { min-width: 270px; }
 .table8 { min-width: 800px; table-layout: fixed; }
 .table8 th:first-child { width: 96px; }
 .table8 thead th { text-align: left; }
@@ -76,11 +77,11 @@ tbody th { font-weight: 600; }
   padding: 10px 14px 10px 32px; margin: 12px 0; }
 .notes li { margin: 3px 0; }
 .tiles {
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 10px;
   margin: 12px 0;
 }
 .tile { background: var(--tint); border-radius: 8px; padding: 10px 14px; }
-.tile b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 .panels {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr));
   gap: 14px; margin: 10px 0;
@@ -123,9 +124,14 @@ tbody th { font-weight: 600; }
   main, header.top { padding-left: 10px; padding-right: 10px; }
   section { padding: 14px 12px; border-radius: 8px; }
   h1 { font-size: 1.4rem; }
+  .map img { image-rendering: auto; }
   .gallery { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
 }
+@media (prefers-color-scheme: dark) {
+  .map img { filter: brightness(1.6); }
+}
 @media print {
+  .map img { filter: none; }
   :root { --page: #fff; --card: #fff; --ink: #000; }
   body { font-size: 10.5pt; }
   nav { display: none; }
