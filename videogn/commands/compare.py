@@ -20,7 +20,7 @@ from videogn.engine.comparison import (
 )
 from videogn.engine.scores import AVERAGES, Average
 from videogn.engine.statistics import LEVEL, NO_CLASS, RESAMPLES, Outcome, accuracy_interval
-from videogn.engine.test_folder import Tested, read_test
+from videogn.engine.test_folder import FinishedTest, read_test
 from videogn.errors import RunError
 from videogn.files import check_writable, printable, write_text
 
@@ -192,7 +192,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _test_json(tested: Tested, average: Average, outcome: Outcome) -> dict[str, Any]:
+def _test_json(tested: FinishedTest, average: Average, outcome: Outcome) -> dict[str, Any]:
     """A test's accuracy on the videos that both tested."""
     return {
         "test": str(tested.folder),

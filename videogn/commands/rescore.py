@@ -15,7 +15,7 @@ from typing import Any
 
 from videogn.engine.scores import AVERAGES, Average, Scores
 from videogn.engine.statistics import LEVEL, RESAMPLES, Interval, accuracy_interval, outcome_of
-from videogn.engine.test_folder import Tested, read_test
+from videogn.engine.test_folder import FinishedTest, read_test
 from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, printable, write_text
 
@@ -124,7 +124,7 @@ def rescore(scores: Scores, number: int, average: Average) -> Row:
     )
 
 
-def describe(tested: Tested, average: Average, rows: Sequence[Row]) -> Iterator[str]:
+def describe(tested: FinishedTest, average: Average, rows: Sequence[Row]) -> Iterator[str]:
     """The table."""
     yield f"{printable(tested.folder)}: {_what(tested, average)}"
     yield f"{'clips':>5}  {'top-1 %':>8}  {INTERVAL:<16}  {'top-5 %':>8}  {INTERVAL:<16}".rstrip()
@@ -137,7 +137,7 @@ def _ends(interval: Interval) -> str:
     return f"{interval.low:.2f} to {interval.high:.2f}"
 
 
-def _what(tested: Tested, average: Average) -> str:
+def _what(tested: FinishedTest, average: Average) -> str:
     scores = tested.scores
     num_failed = int((~scores.ok).sum())
     failed = f" ({num_failed:,} failed, counted as wrong)" if num_failed else ""
@@ -152,7 +152,7 @@ def _clips(number: int) -> str:
     return f"{number} clip{'s' * (number > 1)}"
 
 
-def as_json(tested: Tested, average: Average, rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(tested: FinishedTest, average: Average, rows: Sequence[Row]) -> dict[str, Any]:
     """The same numbers by name; ``chosen`` counts clips from 0."""
     scores = tested.scores
     return {
@@ -167,7 +167,7 @@ def as_json(tested: Tested, average: Average, rows: Sequence[Row]) -> dict[str, 
     }
 
 
-def plot(tested: Tested, average: Average, rows: Sequence[Row], path: Path) -> None:
+def plot(tested: FinishedTest, average: Average, rows: Sequence[Row], path: Path) -> None:
     """Two panels, top-1 and top-5 against the number of clips, intervals as bands."""
     from matplotlib.figure import Figure
 

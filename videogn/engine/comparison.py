@@ -13,7 +13,7 @@ import numpy as np
 
 from videogn.engine.scores import Average
 from videogn.engine.statistics import Interval, Outcome, difference_interval, mcnemar, outcome_of
-from videogn.engine.test_folder import IDENTITY, Tested
+from videogn.engine.test_folder import IDENTITY, FinishedTest
 from videogn.errors import RunError
 from videogn.files import printable
 
@@ -104,8 +104,8 @@ class Comparison:
         averages: A's and B's.
     """
 
-    a: Tested
-    b: Tested
+    a: FinishedTest
+    b: FinishedTest
     averages: tuple[Average, Average]
     videos: tuple[Key, ...]
     only_in_a: tuple[Key, ...]
@@ -149,7 +149,7 @@ class Comparison:
         return (self.b if self.a.class_names is None else self.a).class_name(label)
 
 
-def compare(a: Tested, b: Tested, average: Average | None = None) -> Comparison:
+def compare(a: FinishedTest, b: FinishedTest, average: Average | None = None) -> Comparison:
     """Pair the videos of two tests.
 
     Args:
@@ -202,7 +202,7 @@ def places(names: Sequence[str]) -> dict[Key, int]:
     return found
 
 
-def _check_labels(a: Tested, b: Tested, pairs: Sequence[tuple[Key, int, int]]) -> None:
+def _check_labels(a: FinishedTest, b: FinishedTest, pairs: Sequence[tuple[Key, int, int]]) -> None:
     wrong = [
         f"{video_name(key)} ({a.scores.labels[at]} and {b.scores.labels[bt]})"
         for key, at, bt in pairs
@@ -216,7 +216,7 @@ def _check_labels(a: Tested, b: Tested, pairs: Sequence[tuple[Key, int, int]]) -
 
 
 def differences(
-    a: Tested, b: Tested, averages: tuple[Average, Average]
+    a: FinishedTest, b: FinishedTest, averages: tuple[Average, Average]
 ) -> dict[str, tuple[Any, Any]]:
     """What else than the weights differs between two tests: name -> A's and B's value."""
     keys = [key for key in IDENTITY if key != "checkpoint_sha256"]

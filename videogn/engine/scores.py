@@ -4,6 +4,7 @@ Shapes: N videos, J clips of each, P crops of each clip, K classes. A view is on
 """
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from videogn.errors import RunError
-from videogn.files import atomic_path
+from videogn.files import atomic_path, printable
 
 SCORES = "scores.npz"
 Average = Literal["prob", "logit", "max"]
@@ -21,6 +22,18 @@ scores before softmax, or the highest softmax score of each class."""
 AVERAGES: tuple[Average, ...] = get_args(Average)
 ARRAYS = {"video": 1, "label": 1, "ok": 1, "view_logits": 4, "view_probs": 4}
 """Arrays that are read, and their dimensions."""
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise over files that are damaged or hold something else."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +107,21 @@ def read_scores(path: Path) -> Scores:
     Raises:
         RunError: there is no such file, or it holds something else.
     """
+    shown = printable(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = sorted(ARRAYS.keys() - set(file.files))
-            if missing:
-                raise RunError(
-                    f"{path}: has no {', '.join(missing)}; test again to get scores of every view"
-                )
-            arrays = {name: file[name] for name in ARRAYS}
+        # Opened here: numpy leaves a file that it cannot read open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ARRAYS if name in file.files}
     except FileNotFoundError as error:
-        raise RunError(f"{path}: no such file; `videogn test` writes it") from error
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: is no file of scores: {error}; test again") from error
-    _check(path, arrays)
+        raise RunError(f"{shown}: no such file; `videogn test` writes it") from error
+    except DAMAGE as error:
+        raise RunError(f"{shown}: is no file of scores: {printable(error)}; test again") from error
+    missing = sorted(ARRAYS.keys() - arrays.keys())
+    if missing:
+        raise RunError(
+            f"{shown}: has no {', '.join(missing)}; test again to get scores of every view"
+        )
+    _check(shown, arrays)
     return Scores(
         videos=tuple(map(str, arrays["video"])),
         labels=arrays["label"],
@@ -116,7 +131,7 @@ def read_scores(path: Path) -> Scores:
     )
 
 
-def _check(path: Path, arrays: dict[str, Any]) -> None:
+def _check(shown: str, arrays: dict[str, Any]) -> None:
     wrong = [name for name, dims in ARRAYS.items() if arrays[name].ndim != dims]
     if not wrong:
         shape, num_videos = arrays["view_probs"].shape, len(arrays["video"])
@@ -132,4 +147,4 @@ def _check(path: Path, arrays: dict[str, Any]) -> None:
         if not wrong and (labels.min() < 0 or labels.max() >= shape[3]):
             wrong = ["label"]
     if wrong:
-        raise RunError(f"{path}: is no file of scores: {', '.join(wrong)} cannot be; test again")
+        raise RunError(f"{shown}: is no file of scores: {', '.join(wrong)} cannot be; test again")

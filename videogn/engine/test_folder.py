@@ -102,7 +102,7 @@ def _value(key: str, value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Tested:
+class FinishedTest:
     """A finished test.
 
     Attributes:
@@ -132,7 +132,7 @@ class Tested:
         return str(label) if self.class_names is None else printable(self.class_names[label])
 
 
-def read_test(path: str | Path, *, need_results: bool = True) -> Tested:
+def read_test(path: str | Path, *, need_results: bool = True) -> FinishedTest:
     """Read the test that :func:`test_folder` finds.
 
     Args:
@@ -145,7 +145,7 @@ def read_test(path: str | Path, *, need_results: bool = True) -> Tested:
     scores = read_scores(folder / SCORES)
     _check_finite(folder, scores)
     there = need_results or (folder / RESULTS).exists()
-    tested = Tested(folder, scores, read_results(folder) if there else {})
+    tested = FinishedTest(folder, scores, read_results(folder) if there else {})
     _check_agreement(tested)
     return tested
 
@@ -157,7 +157,7 @@ def _check_finite(folder: Path, scores: Scores) -> None:
             raise RunError(f"{path}: has scores that are no numbers; test again")
 
 
-def _check_agreement(tested: Tested) -> None:
+def _check_agreement(tested: FinishedTest) -> None:
     scores, names = tested.scores, tested.class_names
     facts = {
         "videos": (tested.results.get("num_videos"), len(scores.videos)),
