@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_tree import parse
 from PIL import Image
 from report_folders import config_tree, falling, make_cell, make_probs, write_test, write_training
 
@@ -62,6 +63,31 @@ def test_a_training_run_stands_for_the_test_in_it(tmp_path: Path) -> None:
     first, second = (out.read_text() for out in outs)
     assert "GN, 16 clips per GPU (R1) ends at" in first
     assert second.replace("/run/test<", "/run<") == first
+
+
+@pytest.mark.slow
+def test_a_real_run_is_reported(tiny, tmp_path: Path) -> None:
+    """Trained, tested and reported by the commands themselves."""
+    run, page = tiny.folder / "run", tmp_path / "page.html"
+    assert main(["train", str(tiny.config), f"out={run}", "train.iterations=6"]) == 0
+    assert main(["test", str(run / "config.yaml"), "--checkpoint", str(run)]) == 0
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    section = parse(page.read_text()).by_id("figure7")
+    (svg,) = [s for s in section.all("svg") if "(R1)" in s.attributes["aria-label"]]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    errors = [100 - entry["top1"] for entry in log if entry["kind"] == "val"]
+    label = "GN, 4 clips per GPU (R1) ends at"
+    assert f"{label} {errors[-1]:.1f} %" in svg.attributes["aria-label"]
+    (row,) = [r for r in section.all("tr") if r.all("td")]
+    # Six steps of four clips over a list of twelve videos.
+    assert [td.text for td in row.all("td")][1:4] == ["2", "2.0", f"{errors[-1]:.2f}"]
+    results = json.loads((run / "test" / "results.json").read_text())
+    shown = parse(page.read_text()).by_id("R1").text
+    assert f"{results['top1']:.2f} %" in shown
+    assert "7 of 7 videos tested" in shown
+    sha = parse(page.read_text()).by_id("provenance").text
+    assert results["checkpoint_sha256"] in sha
+    assert results["list_sha256"] in sha
 
 
 def test_what_cannot_be_used_is_one_message(tmp_path: Path, capsys) -> None:

@@ -9,7 +9,7 @@ CSS = """
   --line0: #0a58a6; --line1: #c24a00; --line2: #1a7f4b; --line3: #8b3fa8;
   --line4: #7a5c00; --line5: #b0235f; --line6: #006d77; --line7: #4b4f57;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #14171b; --card: #1d2126; --ink: #e6e9ed; --soft: #a3acb8; --rule: #363d46;
     --grid: #454d58; --accent: #79b8ff; --tint: #232b35; --warn: #ffc46b; --warn-tint: #33291a;
@@ -127,7 +127,7 @@ tbody th { font-weight: 600; }
   .map img { image-rendering: auto; }
   .gallery { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 10px; }
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   .map img { filter: brightness(1.6); }
 }
 @media print {
@@ -135,6 +135,8 @@ tbody th { font-weight: 600; }
   :root { --page: #fff; --card: #fff; --ink: #000; }
   body { font-size: 10.5pt; }
   nav { display: none; }
+  h2, h3, caption, thead { break-after: avoid; }
+  svg, img { break-inside: avoid; }
   section { border: 0; padding: 0; margin: 14px 0; }
   .scroll { overflow: visible; }
   .wide, .middle, .table8 { min-width: 0; }

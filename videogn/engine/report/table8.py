@@ -50,13 +50,13 @@ LAYOUTS = ("nonlocal", "nonlocal_paper")
 GROUPS = 32
 
 TEST = {
-    "test.protocol": ("paper", "the paper's test is fully convolutional (paper)"),
+    "test.protocol": ("paper", "the test that the paper describes is paper"),
     "test.num_clips": (10, "the paper takes 10 clips"),
     "test.num_crops": (
         1,
-        "the paper's view, which it does not state, is taken for whole frames (1)",
+        "the paper's view, which it does not state, is taken for one of whole frames",
     ),
-    "test.average": ("prob", "the paper averages softmax scores (prob)"),
+    "test.average": ("prob", "the paper averages softmax scores, prob"),
     "clip.short_side_min": (256, "the paper's short side is 256"),
     "clip.fps": (None, "the paper keeps each video's own frame rate"),
     "data.stream": ("best", "the other numbers are of each file's best video stream"),
