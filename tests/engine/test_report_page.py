@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -155,6 +156,19 @@ def test_departures_from_the_paper_are_told(tmp_path: Path) -> None:
         "R1: 1 video could not be read",
     ):
         assert any(line.startswith(sentence) for line in told), told
+
+
+def test_clips_per_gpu_that_changed_in_training_are_told(tmp_path: Path) -> None:
+    config = config_tree("bn", 32, 2, 8)
+    write_training(tmp_path, config, {})
+    starts = [{"kind": "start", "iteration": 9, "clips_per_gpu": clips} for clips in (4, 4, 8, 4)]
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.writelines(json.dumps(start) + "\n" for start in starts)
+    small(tmp_path / "test", 400, config=config)
+    root = parse(page_of(tmp_path))
+    assert "clips per GPU changed in training: 8, 4, 8, 4" in root.by_id("table8").text
+    # The cell is that of the last start.
+    assert [a.text for a in table_of(root, "table8", "table8")[0][1].all("a")] == ["R1"]
 
 
 def test_coverage_never_rounds_up_to_all(tmp_path: Path) -> None:

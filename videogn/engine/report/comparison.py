@@ -218,6 +218,9 @@ def _departures_of(run: TestedRun) -> list[str]:
     found = departures(run.setting, run.results["num_videos"])
     if run.results.get("weights") == "best":
         found.append("the weights are those of the best validation, not the last ones")
+    clips = run.training.clips_per_gpu if run.training else []
+    if len(clips) > 1:
+        found.append(f"clips per GPU changed in training: {', '.join(map(str, clips))}")
     failed = run.results["num_failed"]
     if failed:
         found.append(f"{counted(failed, 'video')} could not be read and count as wrong")
