@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from videogn.errors import RunError
-from videogn.files import atomic_path, sha256_of, write_text
+from videogn.files import atomic_path, printable, sha256_of, write_text
 
 
 def test_write_replaces_whole(tmp_path: Path) -> None:
@@ -43,3 +43,9 @@ def test_sha256(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x" * 3_000_000)
     assert sha256_of(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_what_does_not_print_is_escaped() -> None:
+    assert printable("naïve 映画.mp4") == "naïve 映画.mp4"
+    assert printable("a\x1b[2J\n\u202e\udcff") == r"a\x1b[2J\n\u202e\udcff"
+    assert printable(None) == "None"

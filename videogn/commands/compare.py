@@ -139,7 +139,7 @@ def _classes(c: Comparison) -> Iterator[str]:
     names = [c.class_name(change.label) for change in shown]
     width = max(len("class"), *map(len, names))
     yield ""
-    yield "classes with the largest differences (few videos differ by chance):"
+    yield "classes with the largest differences (with few videos much of it is chance):"
     yield f"  {'class':<{width}}  videos  A top-1 %  B top-1 %    A - B"
     for name, change in zip(names, shown, strict=True):
         yield (

@@ -111,7 +111,7 @@ def spaced_clips(number: int, total: int) -> tuple[int, ...]:
 def rescore(scores: Scores, number: int, average: Average) -> Row:
     """Accuracy by ``number`` clips of each video."""
     chosen = spaced_clips(number, scores.num_clips)
-    # All clips are summed as the test has summed them; a copy may be summed in another order.
+    # All clips without a copy: no second set of scores in memory, and just the test's own sums.
     outcome = outcome_of(scores, average, None if number == scores.num_clips else chosen)
     right = {k: int(outcome.right(k).sum()) for k in (1, 5)}
     return Row(
