@@ -153,7 +153,7 @@ def _pairs(run: TestedRun) -> str:
         (
             text(run.class_name(pair.label)),
             text(run.class_name(pair.predicted)),
-            tag("span", f"{pair.count:,} ({pair.share:.0f} %)", class_="nowrap"),
+            _number_of(f"{pair.count:,} ({pair.share:.0f} %)"),
         )
         for pair in confusions(run.scores, NUM_PAIRS)
     ]
@@ -169,9 +169,9 @@ def _worst(run: TestedRun) -> str:
     rows = [
         (
             text(run.class_name(row["class"])),
-            f"{row['num_videos']:,}",
-            f"{row['top1']:.1f}",
-            f"{row['top5']:.1f}",
+            _number_of(f"{row['num_videos']:,}"),
+            _number_of(f"{row['top1']:.1f}"),
+            _number_of(f"{row['top5']:.1f}"),
         )
         for row in worst[:NUM_CLASSES]
     ]
@@ -180,6 +180,11 @@ def _worst(run: TestedRun) -> str:
     caption = "Worst classes, accuracy in percent"
     shown = table(caption, ("class", "videos", "top-1", "top-5"), rows)
     return shown + (note if without else "")
+
+
+def _number_of(shown: str) -> str:
+    """A number that stays on one line, however narrow its column is."""
+    return tag("span", text(shown), class_="nowrap")
 
 
 def _mistakes(run: TestedRun) -> str:
