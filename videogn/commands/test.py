@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from videogn.commands.launching import launch, must_launch
+from videogn.commands.options import add_short_forms, with_short_forms
 from videogn.commands.setup import (
     PROBE_SAMPLES,
     build_model,
@@ -22,6 +23,7 @@ from videogn.commands.setup import (
     reading_workers,
     spec_of,
     video_opener,
+    views_of,
 )
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config, to_tree
@@ -52,12 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run folder (its last checkpoint), a checkpoint, or a file of videogn inflate",
     )
     parser.add_argument("--out", metavar="DIR", help="where results go; RUN/test unless given")
+    add_short_forms(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything a test needs, then score every video."""
-    loaded = load_config(arguments.config, arguments.overrides)
+    loaded = load_config(arguments.config, with_short_forms(arguments))
     out = Path(arguments.out) if arguments.out else None
     launches = must_launch(arguments.gpus)
     prepared = prepare(loaded, Path(arguments.checkpoint), out)
@@ -71,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> list[str]:
     out = ["--out", arguments.out] if arguments.out else []
     checkpoint = ["--checkpoint", arguments.checkpoint]
-    return ["test", arguments.config, *checkpoint, *out, *arguments.overrides]
+    return ["test", arguments.config, *checkpoint, *out, *with_short_forms(arguments)]
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ def describe(prepared: Prepared, world_size: int) -> dict[str, Any]:
     listed = "".join(f"{record.name} {record.label}\n" for record in records)
     return {
         "protocol": config.test.protocol,
-        "num_clips": config.test.num_clips,
-        "num_crops": config.test.num_crops,
+        **views_of(config.test)._asdict(),
         "num_frames": config.clip.num_frames,
         "frame_stride": config.clip.frame_stride,
         "fps": config.clip.fps,
@@ -172,7 +174,7 @@ def test_prepared(prepared: Prepared, world: World) -> EvalResult:
     table = collect(
         (score for part in scores for score in part),
         num_videos=num_videos,
-        num_clips=config.test.num_clips,
+        num_clips=views_of(config.test).num_clips,
         num_classes=config.model.num_classes,
     )
     result = accuracy(table, np.array([record.label for record in records], dtype=np.int64))
@@ -198,8 +200,8 @@ def _score_shard(prepared: Prepared, world: World) -> Iterator[VideoScore]:
         num_frames=config.clip.num_frames,
         frame_stride=config.clip.frame_stride,
         fps=config.clip.fps,
-        num_clips=config.test.num_clips,
-        num_crops=config.test.num_crops,
+        num_clips=views_of(config.test).num_clips,
+        num_crops=views_of(config.test).num_crops,
         protocol=config.test.protocol,
         short_side=config.clip.short_side_min,
         crop_size=config.clip.crop_size,
@@ -211,7 +213,7 @@ def _score_shard(prepared: Prepared, world: World) -> Iterator[VideoScore]:
     return score_videos(
         network,
         build_test_loader(dataset, shard, workers),
-        num_clips=config.test.num_clips,
+        num_clips=views_of(config.test).num_clips,
         views_per_pass=config.test.views_per_pass,
         mean=prepared.mean,
         std=prepared.std,
@@ -238,6 +240,7 @@ def _watched(scores: Iterable[VideoScore], world: World, num_videos: int) -> Ite
 
 def _report(prepared: Prepared, result: EvalResult, failed: list[tuple[str, str]]) -> None:
     test = prepared.config.test
+    num_clips, num_crops = views_of(test)
     if failed:
         print(
             f"warning: {result.num_failed} of {result.num_videos} videos could not be read and "
@@ -249,7 +252,7 @@ def _report(prepared: Prepared, result: EvalResult, failed: list[tuple[str, str]
             print(f"  and {len(failed) - 20} more in {prepared.folder / RESULTS}")
     print(
         f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  over {result.num_videos} videos "
-        f"({result.num_failed} failed), {test.num_clips} clips x {test.num_crops} crops, "
+        f"({result.num_failed} failed), {num_clips} clips x {num_crops} crops, "
         f"protocol {test.protocol}, {prepared.which} weights of {prepared.checkpoint}"
     )
     print(f"wrote {prepared.folder}")
