@@ -24,6 +24,7 @@ from torchvision.transforms.functional import center_crop
 
 from videogn.config import TIMED_PROTOCOLS, TestConfig
 from videogn.data.dataset import TestDataset
+from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.opening import VideoOpener
 from videogn.data.protocols import PROTOCOLS, Timeline
@@ -234,6 +235,26 @@ def test_pytorchvideo_clips_are_those_of_the_installed_package(shape, rate) -> N
         ]
         assert (found == np.stack(theirs)).all()
         assert infos[-1].is_last_clip
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in its other files
+@pytest.mark.parametrize("name", ["archery_ucf.avi", "basketball_ucf.avi"])
+def test_pytorchvideo_clips_are_what_the_package_reads(footage: Path, name: str) -> None:
+    """Its own reader, on files of 25 and 29.97 frames per second that tell their duration."""
+    from pytorchvideo.data.encoded_video_pyav import EncodedVideoPyAV
+
+    path = footage / "clips" / name
+    reader = PyAVReader(str(path))
+    clips = PROTOCOLS["pytorchvideo"].clips(Timeline(reader.num_frames, reader.times), 8, 8, 3)
+    with path.open("rb") as file:
+        video = EncodedVideoPyAV(file, decode_audio=False)
+        sampler = package_sampler(64 / 30, 3)
+        for clip in clips:
+            start, end, *_ = sampler(0, video.duration, {})
+            decoded = video.get_clip(start, end)["video"].permute(1, 2, 3, 0)
+            spread = package_transforms.uniform_temporal_subsample(decoded, 8, 0)
+            np.testing.assert_array_equal(reader.frames(clip), spread.numpy().astype(np.uint8))
+        video.close()
 
 
 @cache
