@@ -19,6 +19,9 @@ PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
+TIMED_PROTOCOLS = ("slowfast", "pytorchvideo", "pytorchvideo_main")
+"""Values of ``test.protocol`` whose clips are counted at 30 frames per second."""
+
 STILL_ARCHS = ("resnet50", "resnet101", "vgg16")
 """Values of ``model.arch`` that are 2D networks."""
 
@@ -255,12 +258,25 @@ class TestConfig:
     __pydantic_config__ = STRICT
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
-    num_clips: PositiveInt = 10
-    num_crops: Literal[1, 3] = 1
-    """1: the whole frame; 3: squares at both ends and in the middle of the longer side."""
-    protocol: Literal["paper", "center"] = "paper"
-    """``paper``: fully convolutional at short side ``clip.short_side_min``; ``center``: one
-    centre crop of ``clip.crop_size``."""
+    num_clips: PositiveInt | None = None
+    """Clips of a video; the protocol's own number where null, which is 10."""
+    num_crops: Literal[1, 3] | None = None
+    """Crops of a clip; the protocol's own number where null: 1 for ``paper`` and ``center``, else
+    3. Three are squares at both ends and in the middle of the longer side; one is the whole frame
+    for ``paper`` and the square in the middle for the others."""
+    protocol: Literal[
+        "paper",
+        "center",
+        "nonlocal",
+        "slowfast",
+        "mmaction2",
+        "pytorchvideo",
+        "pytorchvideo_main",
+    ] = "paper"
+    """Which frames and crops are scored, all at short side ``clip.short_side_min``
+    (docs/testing.md). ``paper``: clips from end to end, whole frames; ``center``: the same clips,
+    one centre crop of ``clip.crop_size``; the others: what the test code of that project does,
+    ``pytorchvideo`` that of its release 0.1.5."""
     average: Literal["prob", "logit", "max"] = "prob"
     """How views become the score of their video: the mean of softmax scores (the paper's), of
     scores before softmax, or the highest softmax score of each class."""

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from videogn.config import STILL_ARCHS, Config
+from videogn.config import STILL_ARCHS, TIMED_PROTOCOLS, Config
 from videogn.errors import ConfigError
 from videogn.yaml_files import BASE_KEY, parse_value, read_with_base
 
@@ -236,8 +236,13 @@ def _inconsistencies(config: Config) -> list[str]:
         )
     if list(train.lr_milestones) != sorted(set(train.lr_milestones)):
         faults.append(f"train.lr_milestones {list(train.lr_milestones)} must rise strictly")
-    if test.protocol == "center" and test.num_crops != 1:
+    if test.protocol == "center" and test.num_crops not in (None, 1):
         faults.append("test.protocol=center has one crop; set test.num_crops=1")
+    if test.protocol in TIMED_PROTOCOLS and clip.fps is not None:
+        faults.append(
+            f"test.protocol={test.protocol} counts its clips at 30 frames per second by itself and "
+            f"clip.fps is {clip.fps}; set clip.fps=null for this test"
+        )
     if model.arch in STILL_ARCHS and clip.num_frames != 1:
         faults.append(
             f"model.arch={model.arch} takes still frames; set clip.num_frames=1, "

@@ -68,6 +68,20 @@ def test_other_networks(capsys, words, parameters):
     assert found["layers"]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "views", "size"),
+    [
+        ("paper", 10, [32, 256, 341]),
+        ("center", 10, [32, 224, 224]),
+        ("nonlocal", 30, [32, 256, 256]),
+        ("pytorchvideo", 30, [32, 256, 256]),
+    ],
+)
+def test_views_are_those_of_the_protocol(capsys, protocol, views, size):
+    found = json.loads(info(capsys, "--json", f"test.protocol={protocol}"))
+    assert (found["num_views"], found["view"]) == (views, size)
+
+
 def test_center_protocol_counts_its_crop(capsys):
     found = json.loads(info(capsys, "--json", "test.protocol=center"))
     assert found["view"] == [32, 224, 224]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from videogn.cli import main
+from videogn.commands import test_parts
 from videogn.data.decode import PyAVReader
 from videogn.files import sha256_of
 from videogn.models.weights import load_model, read_info
@@ -129,6 +130,59 @@ def test_crops_and_centre(tiny, trained: Path) -> None:
     words = ["test.protocol=center", "clip.crop_size=24"]
     assert main([*command, "--out", str(tiny.folder / "b"), *words]) == 0
     assert results_of(tiny.folder / "b")[0]["crop_size"] == 24
+
+
+def test_short_forms_name_the_protocol_and_its_views(tiny, trained: Path) -> None:
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    # The config has three clips; crops are the protocol's own where nothing is said.
+    asked = {
+        ("nonlocal", 2, 3): ["--protocol", "nonlocal", "--clips", "2", "--crops", "3"],
+        ("slowfast", 3, 3): ["--protocol", "slowfast", "test.protocol=slowfast"],
+        ("pytorchvideo", 10, 1): ["--protocol=pytorchvideo", "--crops=1", "test.num_clips=null"],
+    }
+    for number, (expected, words) in enumerate(asked.items()):
+        out = tiny.folder / str(number)
+        assert main([*command, "--out", str(out), *words]) == 0
+        results, scores = results_of(out)
+        assert (results["protocol"], results["num_clips"], results["num_crops"]) == expected
+        assert results["num_failed"] == 0
+        assert scores["clip_probs"].shape == (7, expected[1], 4)
+        np.testing.assert_allclose(scores["probs"], scores["clip_probs"].mean(1), atol=1e-6)
+        assert results["crop_size"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--protocol", "slofast"], "did you mean 'slowfast'?"),
+        (["--clips", "0"], "test.num_clips: must be greater than 0, got 0"),
+        (["--crops", "2"], "test.num_crops: must be 1 or 3, got 2"),
+        (
+            ["--clips", "10", "test.num_clips=3"],
+            "--clips 10 and test.num_clips=3 contradict each other; give one of them",
+        ),
+        (
+            ["--protocol", "paper", "test.protocol=center"],
+            "--protocol paper and test.protocol=center contradict each other; give one of them",
+        ),
+        (["--protocol", "slowfast", "clip.fps=30"], "set clip.fps=null for this test"),
+        (["--protocol", "center", "--crops", "3"], "test.protocol=center has one crop"),
+    ],
+)
+def test_wrong_short_forms_are_one_readable_error(tiny, capsys, words, expected: str) -> None:
+    message = error_of(capsys, "test", tiny.config, "--checkpoint", "absent", *words)
+    assert expected in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_short_forms_reach_the_processes_that_are_started(tiny, monkeypatch, trained) -> None:
+    started = []
+    monkeypatch.setattr(test_parts, "must_launch", lambda gpus: True)
+    monkeypatch.setattr(test_parts, "launch", lambda gpus, words: started.append(words) or 0)
+    words = ["--gpus", "2", "--protocol", "mmaction2", "--clips", "4", "test.views_per_pass=2"]
+    assert main(["test", str(tiny.config), "--checkpoint", str(trained), *words]) == 0
+    overrides = {"test.protocol=mmaction2", "test.num_clips=4", "test.views_per_pass=2"}
+    assert overrides <= set(started[0])
 
 
 def test_checkpoint_of_another_network_is_refused(tiny, trained: Path, capsys) -> None:

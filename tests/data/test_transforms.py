@@ -13,7 +13,7 @@ from videogn.data.transforms import (
     scale_into,
     scaled_size,
     source_box,
-    three_boxes,
+    square_boxes,
 )
 
 
@@ -67,10 +67,11 @@ def test_scale_is_bilinear_and_rounds_the_long_side_down(size, short_side, expec
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (20, 20), (21, 24)])
-def test_three_boxes_are_squares_at_start_middle_and_end(height: int, width: int) -> None:
+def test_square_boxes_begin_at_their_places_along_the_longer_side(height: int, width: int) -> None:
     clip = random_clip_of(height, width)
     side, room = min(height, width), abs(height - width)
-    for box, offset in zip(three_boxes(height, width), (0, room // 2, room), strict=True):
+    places = (0, room, room // 2)
+    for box, offset in zip(square_boxes(height, width, places), places, strict=True):
         long_axis = 2 if height > width else 3
         expected = clip.narrow(long_axis, offset, side)
         assert torch.equal(clip[:, :, box.rows, box.columns], expected)

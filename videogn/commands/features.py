@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videogn.commands.options import with_short_forms
 from videogn.commands.test_parts import (
     Job,
     Prepared,
@@ -53,7 +54,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     out = ["--out", arguments.out] if arguments.out else []
     views = ["--views"] if arguments.views else []
     checkpoint = ["--checkpoint", arguments.checkpoint]
-    return ["features", arguments.config, *checkpoint, *out, *views, *arguments.overrides]
+    return ["features", arguments.config, *checkpoint, *out, *views, *with_short_forms(arguments)]
 
 
 def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: bool) -> Job:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from videogn.commands.setup import spec_of
+from videogn.commands.setup import spec_of, views_of
 from videogn.config import Config
 from videogn.config_files import load_config
+from videogn.data.protocols import PROTOCOLS
 from videogn.engine.memory import (
     CARD_RESERVE,
     CARDS_GB,
@@ -111,7 +112,7 @@ def inspect(config: Config) -> Info:
         summary=summary,
         view=view,
         view_cost=view_cost,
-        num_views=config.test.num_clips * config.test.num_crops,
+        num_views=math.prod(views_of(config.test)),
         training=predict_memory(spec, size, config.train.precision),
         weight_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
     )
@@ -124,11 +125,14 @@ def clip_size(config: Config) -> tuple[int, int, int]:
 
 def test_view(config: Config) -> tuple[int, int, int]:
     """(T, H, W) of one view of the test; of a whole frame, one of Kinetics' usual shape."""
-    clip, test = config.clip, config.test
-    if test.protocol == "center":
-        return clip.num_frames, clip.crop_size, clip.crop_size
-    side = clip.short_side_min
-    return clip.num_frames, side, side if test.num_crops > 1 else math.floor(side * ASPECT)
+    clip, side = config.clip, config.clip.short_side_min
+    box, *_ = PROTOCOLS[config.test.protocol].boxes(
+        side,
+        math.floor(side * ASPECT),
+        num_crops=views_of(config.test).num_crops,
+        crop_size=clip.crop_size,
+    )
+    return clip.num_frames, box.height, box.width
 
 
 def describe(config: Config, info: Info) -> str:
@@ -148,16 +152,17 @@ def describe(config: Config, info: Info) -> str:
 
 
 def _operations(config: Config, info: Info) -> Iterator[str]:
-    test, summary = config.test, info.summary
+    summary = info.summary
+    num_clips, num_crops = views_of(config.test)
     frozen = summary.parameters - summary.trained_parameters
-    crops = f"{test.num_crops} crop{'s' if test.num_crops > 1 else ''}"
+    crops = f"{num_crops} crop{'s' if num_crops > 1 else ''}"
     yield f"parameters  {summary.parameters:,}{f', {frozen:,} of them frozen' if frozen else ''}"
     yield f"one clip    {_gflops(summary.cost)}"
     view = f"the test's, {_times(info.view)}{_assumed(config)}"
     yield f"one view    {_gflops(info.view_cost)}: {view}"
     yield (
         f"one video   {info.num_views * total(info.view_cost) / GIGA:,.1f} GFLOPs with norms: "
-        f"{test.num_clips} clips x {crops}"
+        f"{num_clips} clips x {crops}"
     )
 
 
@@ -341,9 +346,8 @@ def total(cost: Cost) -> int:
 
 
 def _assumed(config: Config) -> str:
-    if config.test.protocol == "center" or config.test.num_crops > 1:
-        return ""
-    return " (a frame of 4:3)"
+    _, height, width = test_view(config)
+    return " (a frame of 4:3)" if width > height else ""
 
 
 def _times(sizes: tuple[int, ...]) -> str:

@@ -8,11 +8,19 @@ from typing import TypeVar, get_args
 
 from videogn.data.annotations import ListFormat, read_any_videos
 from videogn.data.list_checks import VideoList
-from videogn.errors import RunError
+from videogn.errors import ConfigError, RunError
 
 Item = TypeVar("Item")
 
 PROGRESS_SECONDS = 2.0
+
+SHORT_FORMS = {
+    "protocol": ("test.protocol", "NAME"),
+    "clips": ("test.num_clips", "J"),
+    "crops": ("test.num_crops", "P"),
+    "average": ("test.average", "NAME"),
+}
+"""Options of ``videogn test`` that stand for a config key, and what their value is called."""
 
 
 def num_cores() -> int:
@@ -20,6 +28,32 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def add_short_forms(parser: argparse.ArgumentParser) -> None:
+    """The options of :data:`SHORT_FORMS`; the config checks their values."""
+    for name, (key, metavar) in SHORT_FORMS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=f"the same as {key}={metavar}")
+
+
+def with_short_forms(arguments: argparse.Namespace) -> list[str]:
+    """The ``key=value`` words of a command, with those that its short forms stand for.
+
+    Raises:
+        ConfigError: a short form contradicts the word it stands for.
+    """
+    words = list(arguments.overrides)
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    for name, (key, _) in SHORT_FORMS.items():
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if given.get(key, value) != value:
+            raise ConfigError(
+                f"--{name} {value} and {key}={given[key]} contradict each other; give one of them"
+            )
+        words.append(f"{key}={value}")
+    return words
 
 
 def add_list(parser: argparse.ArgumentParser) -> None:

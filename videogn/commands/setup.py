@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from videogn.config import ClipConfig, Config, DataConfig, ModelConfig
+from videogn.config import ClipConfig, Config, DataConfig, ModelConfig, TestConfig
 from videogn.config_files import LoadedConfig
 from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
 from videogn.data.dataset import CenterClips, Clips, RandomClips
@@ -17,6 +17,7 @@ from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import Reads, time_reads
 from videogn.data.opening import CHECKS, VideoOpener
+from videogn.data.protocols import PROTOCOLS
 from videogn.data.rand_augment import RandAugmentedClips
 from videogn.data.workers import Workers, choose_workers
 from videogn.distributed import World
@@ -49,6 +50,24 @@ def spec_of(model: ModelConfig) -> NetworkSpec:
         depths=model.depths or ARCHITECTURES[model.arch].depths,
         dropout=model.dropout,
     )
+
+
+class Views(NamedTuple):
+    """How often a video is scored.
+
+    Attributes:
+        num_clips: stretches of the video.
+        num_crops: parts of the frames of each.
+    """
+
+    num_clips: int
+    num_crops: int
+
+
+def views_of(test: TestConfig) -> Views:
+    """The views that a config asks for, or its protocol has where it does not."""
+    own = PROTOCOLS[test.protocol]
+    return Views(test.num_clips or own.num_clips, test.num_crops or own.num_crops)
 
 
 def build_model(model: ModelConfig, seed: int) -> torch.nn.Module:

@@ -4,6 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from videogn.commands.options import with_short_forms
 from videogn.commands.test_parts import (
     Job,
     Prepared,
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _words(arguments: argparse.Namespace) -> list[str]:
     out = ["--out", arguments.out] if arguments.out else []
     checkpoint = ["--checkpoint", arguments.checkpoint]
-    return ["test", arguments.config, *checkpoint, *out, *arguments.overrides]
+    return ["test", arguments.config, *checkpoint, *out, *with_short_forms(arguments)]
 
 
 def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Job:

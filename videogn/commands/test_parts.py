@@ -16,8 +16,10 @@ import torch
 from torch import nn
 
 from videogn.commands.launching import launch, must_launch
+from videogn.commands.options import add_short_forms, with_short_forms
 from videogn.commands.setup import (
     PROBE_SAMPLES,
+    Views,
     build_model,
     checkpoint_file,
     input_scale,
@@ -27,6 +29,7 @@ from videogn.commands.setup import (
     reading_workers,
     spec_of,
     video_opener,
+    views_of,
 )
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config, to_tree
@@ -63,6 +66,7 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a run folder (its last checkpoint), a checkpoint, or a file of videogn inflate",
     )
+    add_short_forms(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
 
 
@@ -85,9 +89,9 @@ class Prepared:
     precision: str
 
     @property
-    def views(self) -> tuple[int, int]:
+    def views(self) -> Views:
         """Clips of a video and crops of a clip."""
-        return self.config.test.num_clips, self.config.test.num_crops
+        return views_of(self.config.test)
 
 
 def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
@@ -133,12 +137,10 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     """What is tested and how, as it stands in the results."""
     config, records = prepared.config, prepared.videos.records
     names = prepared.videos.class_names
-    num_clips, num_crops = prepared.views
     listed = "".join(f"{record.name} {record.label}\n" for record in records)
     return {
         "protocol": config.test.protocol,
-        "num_clips": num_clips,
-        "num_crops": num_crops,
+        **prepared.views._asdict(),
         "average": config.test.average,
         "num_frames": config.clip.num_frames,
         "frame_stride": config.clip.frame_stride,
@@ -176,7 +178,7 @@ def run_on_ranks(
     Returns:
         0, or the exit code of a job that a signal stopped.
     """
-    loaded = load_config(arguments.config, arguments.overrides)
+    loaded = load_config(arguments.config, with_short_forms(arguments))
     launches = must_launch(arguments.gpus)
     # Whatever is wrong is said once here, before any rank starts.
     job = check(loaded)
@@ -290,8 +292,7 @@ def _dataset(prepared: Prepared, world: World) -> TestDataset:
         num_frames=config.clip.num_frames,
         frame_stride=config.clip.frame_stride,
         fps=config.clip.fps,
-        num_clips=config.test.num_clips,
-        num_crops=config.test.num_crops,
+        **prepared.views._asdict(),
         protocol=config.test.protocol,
         short_side=config.clip.short_side_min,
         crop_size=config.clip.crop_size,

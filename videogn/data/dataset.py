@@ -18,6 +18,7 @@ from videogn.data.decode import VideoReader
 from videogn.data.frames import Frames, Wanted, write_frames
 from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
+from videogn.data.protocols import PROTOCOLS, Timeline
 from videogn.data.rgb import Box
 from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
 from videogn.data.transforms import (
@@ -25,7 +26,6 @@ from videogn.data.transforms import (
     draw_augmentation,
     scaled_size,
     source_box,
-    three_boxes,
 )
 from videogn.data.watched import WatchedRecords
 from videogn.errors import DecodeError
@@ -355,8 +355,12 @@ class ValDataset(Dataset[ClipSample]):
 class TestDataset(Dataset[VideoViews]):
     """All views of a video by its index; every video is decoded once for all its clips.
 
-    With protocol ``paper`` a view is the whole frame at the given short side, or one of three
-    squares along its longer side; with ``center`` it is the square of ``crop_size`` in the middle.
+    Args:
+        protocol: which of :data:`videogn.data.protocols.PROTOCOLS` decides frames and crops.
+        num_clips, num_crops: views per video; ``center`` has one crop whatever is asked.
+        short_side: pixels of the shorter side after scaling.
+        crop_size: side of the crop of ``center``; others do not use it.
+        fps: rate that videos are brought to first; None where the protocol has its own.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -376,12 +380,14 @@ class TestDataset(Dataset[VideoViews]):
         planar: bool = False,
         fps: float | None = None,
     ) -> None:
+        self._protocol = PROTOCOLS[protocol]
+        if fps is not None and self._protocol.fps is not None:
+            raise ValueError(f"fps={fps}: protocol {protocol} has a rate of its own")
         self.videos = WatchedRecords(records)
         self._num_frames = num_frames
         self._frame_stride = frame_stride
         self._num_clips = num_clips
         self._num_crops = num_crops
-        self._protocol = protocol
         self._short_side = short_side
         self._crop_size = crop_size
         self._open_video = open_video
@@ -414,26 +420,24 @@ class TestDataset(Dataset[VideoViews]):
         clips = _at_rate(
             video,
             self._fps,
-            lambda total: uniform_clips(
-                total, self._num_frames, self._frame_stride, self._num_clips
+            lambda total: self._protocol.clips(
+                Timeline(total, video.times), self._num_frames, self._frame_stride, self._num_clips
             ),
         )
         unique, shown = np.unique(clips, return_inverse=True)
-        size = scaled_size(video.height, video.width, self._short_side)
-        kept = center_box(*size, self._crop_size) if self._protocol == "center" else None
+        size = self._protocol.size(video.height, video.width, self._short_side)
+        boxes = self._protocol.boxes(*size, num_crops=self._num_crops, crop_size=self._crop_size)
+        # Of a single crop nothing else is kept.
+        kept = boxes[0] if len(boxes) == 1 and boxes[0] != Box(0, 0, *size) else None
         wanted = Wanted(None, size, kept)
         needed = len(unique) * math.prod(wanted.shape)
         if memory is None or len(memory) < needed:
             memory = np.empty(needed, np.uint8)
         form = write_frames(memory, video, path, unique, wanted, planar=self._planar)
         frames = Frames.in_memory(form, memory)
-        boxes = self._boxes(kept or Box(0, 0, *size))
+        if kept is not None:
+            boxes = (Box(0, 0, kept.height, kept.width),)
         return VideoViews(place, frames, shown.reshape(clips.shape), boxes, None)
-
-    def _boxes(self, kept: Box) -> tuple[Box, ...]:
-        if self._protocol == "center" or self._num_crops == 1:
-            return (Box(0, 0, kept.height, kept.width),)
-        return three_boxes(kept.height, kept.width)
 
 
 def _at_rate(

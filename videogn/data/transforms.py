@@ -25,13 +25,11 @@ def center_box(height: int, width: int, size: int) -> Box:
     return Box((height - size) // 2, (width - size) // 2, size, size)
 
 
-def three_boxes(height: int, width: int) -> tuple[Box, Box, Box]:
-    """Squares of the shorter side at the start, the middle and the end of the longer one."""
+def square_boxes(height: int, width: int, places: tuple[int, ...]) -> tuple[Box, ...]:
+    """Squares of the shorter side that begin at the given places along the longer one."""
     size = min(height, width)
-    room = max(height, width) - size
-    places = [(offset, 0) if height > width else (0, offset) for offset in (0, room // 2, room)]
-    first, middle, last = (Box(top, left, size, size) for top, left in places)
-    return first, middle, last
+    corners = [(place, 0) if height > width else (0, place) for place in places]
+    return tuple(Box(top, left, size, size) for top, left in corners)
 
 
 @dataclass(frozen=True)
