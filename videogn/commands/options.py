@@ -8,6 +8,7 @@ from typing import TypeVar, get_args
 
 from videogn.data.annotations import ListFormat, read_any_videos
 from videogn.data.list_checks import VideoList
+from videogn.data.protocols import PROTOCOLS
 from videogn.errors import ConfigError, RunError
 
 Item = TypeVar("Item")
@@ -15,12 +16,12 @@ Item = TypeVar("Item")
 PROGRESS_SECONDS = 2.0
 
 SHORT_FORMS = {
-    "protocol": ("test.protocol", "NAME"),
-    "clips": ("test.num_clips", "J"),
-    "crops": ("test.num_crops", "P"),
-    "average": ("test.average", "NAME"),
+    "protocol": ("test.protocol", "NAME", f"one of {', '.join(PROTOCOLS)} (docs/testing.md)"),
+    "clips": ("test.num_clips", "J", "clips of a video; the protocol's own number unless given"),
+    "crops": ("test.num_crops", "P", "crops of a clip, 1 or 3; likewise"),
+    "average": ("test.average", "NAME", "prob, logit or max: how views become a video's score"),
 }
-"""Options of ``videogn test`` that stand for a config key, and what their value is called."""
+"""Options of ``videogn test`` that stand for a config key, what their value is called, and help."""
 
 
 def num_cores() -> int:
@@ -32,8 +33,8 @@ def num_cores() -> int:
 
 def add_short_forms(parser: argparse.ArgumentParser) -> None:
     """The options of :data:`SHORT_FORMS`; the config checks their values."""
-    for name, (key, metavar) in SHORT_FORMS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=f"the same as {key}={metavar}")
+    for name, (key, metavar, text) in SHORT_FORMS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=f"{key}: {text}")
 
 
 def with_short_forms(arguments: argparse.Namespace) -> list[str]:
@@ -44,7 +45,7 @@ def with_short_forms(arguments: argparse.Namespace) -> list[str]:
     """
     words = list(arguments.overrides)
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    for name, (key, _) in SHORT_FORMS.items():
+    for name, (key, *_) in SHORT_FORMS.items():
         value = getattr(arguments, name)
         if value is None:
             continue
