@@ -21,7 +21,7 @@ SHORT_FORMS = {
     "crops": ("test.num_crops", "P", "crops of a clip, 1 or 3; likewise"),
     "average": ("test.average", "NAME", "prob, logit or max: how views become a video's score"),
 }
-"""Options of ``videogn test`` that stand for a config key, what their value is called, and help."""
+"""Options that stand for a config key: it, what their value is called, and help."""
 
 
 def num_cores() -> int:
@@ -31,9 +31,10 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def add_short_forms(parser: argparse.ArgumentParser) -> None:
-    """The options of :data:`SHORT_FORMS`; the config checks their values."""
-    for name, (key, metavar, text) in SHORT_FORMS.items():
+def add_short_forms(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Some of the options of :data:`SHORT_FORMS`; the config checks their values."""
+    for name in names:
+        key, metavar, text = SHORT_FORMS[name]
         parser.add_argument(f"--{name}", metavar=metavar, help=f"{key}: {text}")
 
 
@@ -46,7 +47,7 @@ def with_short_forms(arguments: argparse.Namespace) -> list[str]:
     words = list(arguments.overrides)
     given = dict(word.split("=", 1) for word in words if "=" in word)
     for name, (key, *_) in SHORT_FORMS.items():
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value is None:
             continue
         if given.get(key, value) != value:
@@ -105,7 +106,7 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
         RunError: with the first of them.
     """
     for name in names:
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value is not None and not value > 0:
             raise RunError(f"--{name.replace('_', '-')} {value}: must be above 0")
 

@@ -4,7 +4,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from videogn.commands.options import with_short_forms
+from videogn.commands.options import add_short_forms, with_short_forms
 from videogn.commands.test_parts import (
     Job,
     Prepared,
@@ -30,6 +30,7 @@ SHOWN_FAILURES = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``videogn test``."""
     add_test_arguments(parser)
+    add_short_forms(parser, ["average"])
     parser.add_argument("--out", metavar="DIR", help="where results go; RUN/test unless given")
 
 

@@ -66,7 +66,7 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a run folder (its last checkpoint), a checkpoint, or a file of videogn inflate",
     )
-    add_short_forms(parser)
+    add_short_forms(parser, ("protocol", "clips", "crops"))
     parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
 
 
