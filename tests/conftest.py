@@ -18,6 +18,10 @@ FOOTAGE = Path(os.environ.get("VIDEOGN_TEST_DATA", Path(__file__).parents[1] / "
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
+# A shell's background jobs ignore it, and what tests start would do so as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Modules that test files share lie beside this file.
 sys.path.append(str(Path(__file__).parent))
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from driving import drive
 from safetensors import safe_open
 from torch import Tensor
 
@@ -302,8 +303,7 @@ def test_two_ranks_see_the_same_samples_and_learn_the_same(tiny) -> None:
     """GN without dropout: gradients of 2 x 2 clips are those of 4 up to the order of sums."""
     words = ["train", str(tiny.config), "model.dropout=0.0"]
     assert main([*words, f"out={tiny.folder / 'one'}"]) == 0
-    two_ranks = [f"out={tiny.folder / 'two'}", "--gpus", "2", "train.clips_per_gpu=2"]
-    assert main([*words, *two_ranks]) == 0
+    drive([*words, "train.clips_per_gpu=2"], 2, tiny.folder, folder="two")
     one, two = (tensors_of(RunFolder(tiny.folder / out).last) for out in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-5)
@@ -319,18 +319,13 @@ def test_two_ranks_see_the_same_samples_and_learn_the_same(tiny) -> None:
 @pytest.mark.dist
 @pytest.mark.slow
 def test_a_failing_rank_ends_the_job_with_one_message(tiny) -> None:
-    words = ["train", str(tiny.config), "--gpus", "2", f"out={tiny.folder / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "videogn", *words, "train.base_lr=1e30", "train.iterations=50"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "not finite" in done.stderr
-    assert done.stderr.count("videogn: error:") == 1
-    assert "Traceback" not in done.stderr
+    words = ["train", str(tiny.config), "train.base_lr=1e30", "train.iterations=50"]
+    told = drive(words, 2, tiny.folder, folder="run", fails=True)
+    printed = (tiny.folder / "output.txt").read_text()
+    assert 2 in told["codes"]
+    assert "not finite" in printed
+    assert printed.count("videogn: error:") == 1
+    assert "Traceback" not in printed
 
 
 def test_more_gpus_than_there_are_is_refused(tiny, capsys, monkeypatch) -> None:
@@ -397,12 +392,10 @@ def test_every_norm_trains_and_tests(tiny, capsys, norm: str, note: str) -> None
 @pytest.mark.dist
 def test_two_processes_with_synchronised_norms_train_as_one(tiny) -> None:
     common = ["train.iterations=2", "model.norm=sync_bn", "model.dropout=0"]
-    runs = {1: tiny.folder / "one", 2: tiny.folder / "two"}
-    for size, out in runs.items():
-        words = [f"out={out}", f"train.clips_per_gpu={4 // size}", *common]
-        gpus = ["--gpus", str(size)] if size > 1 else []
-        assert main(["train", str(tiny.config), *words, *gpus]) == 0
-    one, two = (read_weights(out / "checkpoints" / "last.safetensors") for out in runs.values())
+    for size in (1, 2):
+        words = ["train", str(tiny.config), f"train.clips_per_gpu={4 // size}", *common]
+        drive(words, size, tiny.folder, folder=f"of {size}")
+    one, two = (read_weights(RunFolder(tiny.folder / f"of {size}").last) for size in (1, 2))
     for name, tensor in one.state.items():
         torch.testing.assert_close(two.state[name], tensor, rtol=1e-3, atol=1e-5)
 
