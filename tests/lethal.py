@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 
-def never_done(path: str) -> None:
+def never_done(path: str, **options: Any) -> None:
     """Work on a file that takes for ever."""
-    del path
+    del path, options
     while True:
         time.sleep(60)
 

@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From clips (B, C, T, H, W) float and labels (B,) to mixed clips and targets (B, K)."""
@@ -20,13 +18,17 @@ def make_mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Mi
     Args:
         mixup_alpha, cutmix_alpha: of the Beta distribution of the shares; 0 for none.
     """
+    if mixup_alpha == cutmix_alpha == 0:
+        return None
+    # Takes seconds to import, which only those shall wait for who mix.
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
     methods: list[v2.Transform] = []
     if mixup_alpha > 0:
         methods.append(v2.MixUp(alpha=mixup_alpha, num_classes=num_classes))
     if cutmix_alpha > 0:
         methods.append(v2.CutMix(alpha=cutmix_alpha, num_classes=num_classes))
-    if not methods:
-        return None
 
     def mix(clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         method = methods[int(torch.randint(len(methods), ()))]
