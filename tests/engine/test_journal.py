@@ -89,6 +89,27 @@ def test_the_beginning_of_another_test_is_refused_with_what_differs(tmp_path: Pa
         Journal(tmp_path, IDENTITY).check()
 
 
+def test_scores_that_no_test_is_known_of_are_dropped(tmp_path: Path) -> None:
+    """A removal that was cut short may leave them; the next test may be any other."""
+    journal = filled(tmp_path, [made(0), made(1)])
+    (tmp_path / "test.json").unlink()
+    (tmp_path / "notes.txt").write_text("not ours")
+    other = Journal(tmp_path, IDENTITY | {"protocol": "center"})
+    other.begin()
+    assert other.read() == {}
+    assert (tmp_path / "notes.txt").exists()
+    # A test that began after this one was checked is not mixed with it.
+    with pytest.raises(RunError, match="protocol: center there, paper now"):
+        journal.begin()
+
+
+def test_garbage_beside_the_records_is_passed_over(tmp_path: Path) -> None:
+    journal = filled(tmp_path, [made(0)])
+    for name, content in (("a.scores", b""), ("z.scores", b"VGN1" * 9), ("rank0-", b"x" * 99)):
+        (tmp_path / name).write_bytes(content)
+    assert journal.read().keys() == {0}
+
+
 def test_a_full_disk_is_a_message(tmp_path: Path) -> None:
     journal = filled(tmp_path, [])
     writer = journal.writer(0)

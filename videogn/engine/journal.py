@@ -70,9 +70,19 @@ class Journal:
             )
 
     def begin(self) -> None:
-        """Make the folder, where there is none."""
-        if not (self.folder / IDENTITY_FILE).exists():
-            write_text(self.folder / IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
+        """Make the folder, where there is none; nobody else may be at work in it.
+
+        Raises:
+            RunError: as :meth:`check`, for another test may have begun since; or it cannot be
+                written.
+        """
+        self.check()
+        if (self.folder / IDENTITY_FILE).exists():
+            return
+        # Left by a removal that was cut short: nobody knows of which test they are.
+        for path in self.folder.glob("*.scores"):
+            path.unlink(missing_ok=True)
+        write_text(self.folder / IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
 
     def read(self) -> dict[int, VideoScore]:
         """All that is scored, by place."""
