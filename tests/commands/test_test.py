@@ -119,8 +119,28 @@ def test_list_of_failures_only_is_an_error(tiny, trained: Path, capsys) -> None:
     listed = tiny.folder / "list.txt"
     listed.write_text("absent.mp4 1\n")
     words = ["test", trained / "config.yaml", "--checkpoint", trained, f"data.test={listed}"]
-    assert "none of its 1 videos" in error_of(capsys, *words)
+    message = error_of(capsys, *words)
+    assert "none of its 1 videos could be read, such as absent.mp4: " in message
     assert results_of(trained / "test")[0]["num_failed"] == 1
+    # Once the disk is there again, the same command reads them.
+    first = tiny.val_list.read_text().split()[0]
+    (tiny.folder / "absent.mp4").write_bytes((tiny.val_list.parent / first).read_bytes())
+    assert main([str(word) for word in words]) == 0
+    assert results_of(trained / "test")[0]["num_failed"] == 0
+
+
+def test_a_gpu_that_emulates_bf16_computes_in_fp32(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for major, expected in ((7, "fp32"), (8, "bf16")):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: (
+                including_emulation or major >= 8  # noqa: B023
+            ),
+        )
+        assert test_parts._precision("auto") == expected
+    assert test_parts._precision("fp16") == "fp16"
 
 
 def test_crops_and_centre(tiny, trained: Path) -> None:

@@ -44,6 +44,8 @@ from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
 from videogn.engine.runs import RunFolder
 from videogn.engine.scoring import Listed, Waits, score_list
+from videogn.errors import RunError
+from videogn.files import printable
 from videogn.models.folding import fold_batch_norms
 from videogn.models.spec import class_names_sha256
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
@@ -120,7 +122,9 @@ def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
 def _precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    # Older GPUs emulate it, which is slower than fp32.
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def default_folder(file: Path, config: Config) -> Path:
@@ -208,8 +212,8 @@ class Job:
         measure_of: what is kept of each view, by a network.
         journal: where scores are until all are there.
         lock: a file that keeps other jobs out.
-        finish: makes the results of all scores, in list order, on the first rank; the last
-            argument is the number of ranks.
+        finish: makes the results of all scores, in list order, on the first rank, also where
+            every video failed; the last argument is the first rank's place.
     """
 
     prepared: Prepared
@@ -246,7 +250,23 @@ class Job:
             scored = listed.collected()
             self.finish(scored, world)
             self.journal.remove()
+            self._check_any(scored)
         return 0
+
+    def _check_any(self, scored: Sequence[VideoScore]) -> None:
+        """Refuse a list of failures only, once its journal is gone: mended, it is tried anew.
+
+        Raises:
+            RunError: not one video could be read.
+        """
+        if any(score.arrays is not None for score in scored):
+            return
+        videos = self.prepared.videos
+        first = scored[0]
+        raise RunError(
+            f"{printable(videos.source)}: none of its {len(scored)} videos could be read, such as "
+            f"{printable(videos.records[first.place].name)}: {printable(first.reason)}"
+        )
 
 
 def _score(

@@ -121,8 +121,8 @@ def score_list(listed: Listed, score_videos: ScoreVideos, waits: Waits) -> Pace 
     left = [place for place in range(listed.num_videos) if place not in done]
     mine, size = left[world.rank :: world.size], ROUND[world.device.type]
     rounds = -(-len(left) // (world.size * size))
-    started, scored = time.monotonic(), list[int]()
     scores = score_videos(mine) if mine else iter(())
+    started, scored = time.monotonic(), list[int]()
     with closing(listed.journal.writer(world.rank)) as writer:
         progress = _Progress(listed, len(done), len(left), started)
         for number in range(rounds):
