@@ -104,7 +104,8 @@ def _finish(
         if score.arrays is None:
             name = printable(records[score.place].name)
             print(f"warning: no features of {name}: {printable(score.reason)}")
-    print(f"wrote {file}: features of {channels} channels of {len(found)} of {len(records)} videos")
+    what = f"features of {channels} channels of {len(found)} of {len(records)} videos"
+    print(f"wrote {printable(file)}: {what}")
 
 
 def _rows(

@@ -96,4 +96,4 @@ def _report(
         f"protocol {prepared.config.test.protocol}, {prepared.which} weights of "
         f"{prepared.checkpoint}"
     )
-    print(f"wrote {folder}", flush=True)
+    print(f"wrote {printable(folder)}", flush=True)
