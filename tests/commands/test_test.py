@@ -231,6 +231,7 @@ def test_test_folder_of_other_weights_or_list_is_kept(tiny, trained: Path, capsy
     assert main([*command, *out]) == 0  # the same test may be run again
     before = (tiny.folder / "results" / "scores.npz").read_bytes()
     assert "list_sha256" in error_of(capsys, *command, *out, f"data.test={tiny.train_list}")
+    assert "pixels: cpu there, device now" in error_of(capsys, *command, *out, "data.pixels=device")
     assert "num_crops: 1 there, 3 now" in error_of(capsys, *command, *out, "test.num_crops=3")
     best = trained / "checkpoints" / "best.safetensors"
     other = [*command[:-1], best, *out]

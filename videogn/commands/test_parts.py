@@ -142,6 +142,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     config, records = prepared.config, prepared.videos.records
     names = prepared.videos.class_names
     listed = "".join(f"{record.name} {record.label}\n" for record in records)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "protocol": config.test.protocol,
         **prepared.views._asdict(),
@@ -153,6 +154,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "crop_size": config.clip.crop_size if config.test.protocol == "center" else None,
         "reader": config.data.reader,
         "stream": None if config.data.stream == "best" else config.data.stream,
+        "pixels": "device" if planar_room(config.data, device) > 0 else "cpu",
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "precision": prepared.precision,

@@ -27,6 +27,7 @@ IDENTITY = (
     "crop_size",
     "reader",
     "stream",
+    "pixels",
     "mean",
     "std",
     "precision",
