@@ -40,7 +40,7 @@ def test_all_that_was_added_is_read_again(tmp_path: Path) -> None:
     journal = filled(tmp_path / "partial", scores[:2])
     filled(tmp_path / "partial", scores[2:], rank=1)
     found = journal.read()
-    assert found.keys() == {3, 0, 2**40}
+    assert found.keys() == {3, 0, 2**40} == journal.places()
     assert all(same(found[score.place], score) for score in scores)
     journal.remove()
     assert not (tmp_path / "partial").exists()

@@ -328,7 +328,7 @@ def _tell_stopped(listed: Listed) -> None:
     if not listed.world.is_main:
         return
     name = next(name for name in signals if name)
-    done = len(listed.journal.read())
+    done = len(listed.journal.places())
     listed.report(
         f"stopped by {name}: the scores of {done:,} of {listed.num_videos:,} videos are saved in "
         f"{listed.journal.folder}; the same command goes on from there (exit code {EXIT_CODE})"

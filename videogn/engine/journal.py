@@ -87,10 +87,17 @@ class Journal:
     def read(self) -> dict[int, VideoScore]:
         """All that is scored, by place."""
         found: dict[int, VideoScore] = {}
-        for path in sorted(self.folder.glob("*.scores")):
-            for score in _records(path):
-                found.setdefault(score.place, score)
+        for score in self._scores():
+            found.setdefault(score.place, score)
         return found
+
+    def places(self) -> frozenset[int]:
+        """Which videos are scored; their scores, gigabytes at the end, are not kept."""
+        return frozenset(score.place for score in self._scores())
+
+    def _scores(self) -> Iterator[VideoScore]:
+        for path in sorted(self.folder.glob("*.scores")):
+            yield from _records(path)
 
     def writer(self, rank: int) -> "Writer":
         """A file of its own for a process."""
