@@ -16,7 +16,7 @@ import yaml
 
 from videogn.engine.report.table8 import Setting, settings_of
 from videogn.engine.scores import DAMAGE, SCORES
-from videogn.engine.statistics import NO_CLASS, WRONG, Outcome, label_ranks
+from videogn.engine.statistics import Outcome, ranked
 from videogn.engine.test_folder import RESULTS, check_together, read_results, test_folder
 from videogn.errors import RunError
 from videogn.files import printable
@@ -56,11 +56,7 @@ class VideoScores:
     @cached_property
     def outcome(self) -> Outcome:
         """Ranks and predictions of every video."""
-        ranks = np.full(len(self.labels), WRONG, dtype=np.int64)
-        predicted = np.full(len(self.labels), NO_CLASS, dtype=np.int64)
-        ranks[self.ok] = label_ranks(self.probs[self.ok], self.labels[self.ok])
-        predicted[self.ok] = self.probs[self.ok].argmax(1)
-        return Outcome(self.labels, ranks, predicted, self.probs.shape[1])
+        return ranked(self.probs, self.labels, self.ok)
 
 
 @dataclass(frozen=True)
