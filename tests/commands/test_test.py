@@ -3,6 +3,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,24 @@ def test_test_folder_of_other_weights_or_list_is_kept(tiny, trained: Path, capsy
     other = [*command[:-1], best, *out]
     assert "checkpoint_sha256" in error_of(capsys, *other)
     assert (tiny.folder / "results" / "scores.npz").read_bytes() == before
+
+
+def test_another_test_that_ended_while_the_lock_was_waited_for_is_kept(
+    tiny, trained: Path, capsys, monkeypatch
+) -> None:
+    """Jobs of one Slurm job wait for each other."""
+    out = tiny.folder / "results"
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        out.mkdir()
+        (out / "results.json").write_text('{"protocol": "center"}')
+        yield
+
+    monkeypatch.setattr(test_parts, "run_lock", waited)
+    words = ["test", trained / "config.yaml", "--checkpoint", trained, "--out", out]
+    assert "protocol: center there, paper now" in error_of(capsys, *words)
+    assert [path.name for path in out.iterdir()] == ["results.json"]
 
 
 def test_default_folder_does_not_depend_on_where_one_stands(tiny, trained, monkeypatch) -> None:

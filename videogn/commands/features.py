@@ -65,7 +65,8 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
     file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
     if file.suffix != ".npz":
         raise RunError(f"{file}: features are written as .npz; name such a file")
-    check_writable(file)
+    check = partial(check_writable, file)
+    check()
     about = describe(prepared)
     identity = {key: about[key] for key in IDENTITY if key != "average"}
     journal = Journal(file.with_name(f"{file.name}.partial"), identity)
@@ -75,6 +76,7 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
         measure_of=pooled_features,
         journal=journal,
         lock=file.with_name(f"{file.name}.lock"),
+        check=check,
         finish=partial(_finish, prepared, file, views),
     )
 

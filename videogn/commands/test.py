@@ -54,7 +54,8 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Job:
     prepared = prepare(loaded, checkpoint)
     folder = out or default_folder(prepared.checkpoint, prepared.config)
     about = describe(prepared)
-    check_test_folder(folder, about)
+    check = partial(check_test_folder, folder, about)
+    check()
     journal = Journal(folder / PARTIAL, {key: about[key] for key in IDENTITY})
     journal.check()
     return Job(
@@ -62,6 +63,7 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Job:
         measure_of=class_scores,
         journal=journal,
         lock=folder / "test.lock",
+        check=check,
         finish=partial(_finish, prepared, folder),
     )
 

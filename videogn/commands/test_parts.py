@@ -196,6 +196,8 @@ def run_on_ranks(
         _locked(job.lock, world),
         Watchdog(world, timeout) as watch,
     ):
+        if world.is_main:
+            job.check()
         return job.run(world, watch)
 
 
@@ -214,6 +216,8 @@ class Job:
         measure_of: what is kept of each view, by a network.
         journal: where scores are until all are there.
         lock: a file that keeps other jobs out.
+        check: refuses a folder that holds something else; asked once more behind the lock, for
+            which a job may have waited.
         finish: makes the results of all scores, in list order, on the first rank, also where
             every video failed; the last argument is the first rank's place.
     """
@@ -222,6 +226,7 @@ class Job:
     measure_of: MeasureOf
     journal: Journal
     lock: Path
+    check: Callable[[], None]
     finish: Callable[[list[VideoScore], World], None]
 
     def run(self, world: World, watch: Watchdog) -> int:
