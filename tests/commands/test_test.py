@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import tiny_setup
 
 from videogn.cli import main
 from videogn.commands import test_parts
@@ -18,11 +20,18 @@ from videogn.files import sha256_of
 from videogn.models.weights import load_model, read_info
 
 
-@pytest.fixture
-def trained(tiny) -> Path:
-    out = tiny.folder / "run"
-    assert main(["train", str(tiny.config), f"out={out}", "train.iterations=4"]) == 0
+@pytest.fixture(scope="module")
+def trained_once(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    setup, out = tiny_setup(folder, tiny_data), folder / "run"
+    assert main(["train", str(setup.config), f"out={out}", "train.iterations=4"]) == 0
     return out
+
+
+@pytest.fixture
+def trained(tiny, trained_once: Path) -> Path:
+    """A training run of one's own."""
+    return Path(shutil.copytree(trained_once, tiny.folder / "run"))
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
