@@ -1,3 +1,6 @@
+import dataclasses
+from contextlib import nullcontext
+
 import cv2
 import numpy as np
 import pytest
@@ -183,3 +186,44 @@ def test_scores_are_not_looked_at_before_they_have_arrived() -> None:
 
     begun = evaluator._Begun(all_views(0, views, 2), (logits,), middle, Arrived())
     np.testing.assert_array_equal(begun.fetch().arrays[0], np.full((2, 1, 5), 1.5))
+
+
+def test_on_a_gpu_a_video_is_fetched_once_the_next_is_queued(monkeypatch) -> None:
+    """With a stand-in for the GPU: its copies home are queued before the next video's passes."""
+    calls: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            calls.append("sent home")
+
+        def synchronize(self) -> None:
+            calls.append("fetched")
+
+    class Stream:
+        def __init__(self, device: torch.device | None = None) -> None:
+            del device
+
+        def wait_stream(self, other: "Stream") -> None:
+            assert other is not self
+            calls.append("there")
+
+    mine, cpu, on = Stream(), torch.device("cpu"), VideoViews.on
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: mine)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(VideoViews, "on", lambda video, device: on(video, cpu))
+    monkeypatch.setattr(evaluator, "autocast", lambda device, precision: nullcontext())
+    monkeypatch.setattr(evaluator, "_streams", {})
+    views = torch.zeros(2, 3, 2, 8, 12, dtype=torch.uint8)
+    there = scorer(Located(5), 2)
+    on_gpu = dataclasses.replace(there, device=torch.device("cuda", 0))
+    videos = [all_views(place, views, 2) for place in range(3)]
+    found = list(on_gpu.scores([*videos, VideoViews.failed(3, "cut")]))
+    begun = ["there", "sent home"]
+    assert calls == [*begun, *begun, "fetched", *begun, "fetched", "fetched"]
+    for score, expected in zip(found, there.scores(videos), strict=False):
+        assert score.place == expected.place
+        np.testing.assert_array_equal(score.arrays[0], expected.arrays[0])
+    assert found[3].reason == "cut"
