@@ -84,6 +84,9 @@ def test_the_beginning_of_another_test_is_refused_with_what_differs(tmp_path: Pa
     Journal(tmp_path / "absent", IDENTITY).check()
     with pytest.raises(RunError, match="num_clips: 2 there, 10 now"):
         Journal(tmp_path, IDENTITY | {"num_clips": 10}).check()
+    (tmp_path / "test.json").write_text('{"protocol": "\\u001b[2J"}')
+    with pytest.raises(RunError, match=r"protocol: \\x1b\[2J there, paper now"):
+        Journal(tmp_path, IDENTITY).check()
     (tmp_path / "test.json").write_text("{")
     with pytest.raises(RunError, match=r"test\.json: cannot be read"):
         Journal(tmp_path, IDENTITY).check()

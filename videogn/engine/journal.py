@@ -22,7 +22,7 @@ import numpy as np
 
 from videogn.engine.evaluator import VideoScore
 from videogn.errors import RunError
-from videogn.files import free_space, write_text
+from videogn.files import free_space, printable, write_text
 
 HEAD = struct.Struct("<4sQQI")
 """Magic, place in the list, bytes of the content, CRC-32 of place and content."""
@@ -62,7 +62,8 @@ class Journal:
             ) from error
         if changed:
             lines = "".join(
-                f"\n  - {key}: {there.get(key)} there, {self._identity[key]} now" for key in changed
+                f"\n  - {key}: {printable(there.get(key))} there, {self._identity[key]} now"
+                for key in changed
             )
             raise RunError(
                 f"{self.folder}: holds the beginning of another test; finish it, choose another "

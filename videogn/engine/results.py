@@ -15,7 +15,7 @@ from videogn.engine.scores import SCORES, Average, Scores, write_scores
 from videogn.engine.statistics import outcome_of, summary
 from videogn.engine.test_folder import IDENTITY, RESULTS, results_text
 from videogn.errors import RunError
-from videogn.files import atomic_path, check_writable, write_text
+from videogn.files import atomic_path, check_writable, printable, write_text
 
 THUMBNAILS = "thumbnails.npz"
 NUM_MISTAKES = 48
@@ -56,7 +56,7 @@ def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         ) from error
     if changed:
         lines = "".join(
-            f"\n  - {key}: {old.get(key)} there, {identity[key]} now" for key in changed
+            f"\n  - {key}: {printable(old.get(key))} there, {identity[key]} now" for key in changed
         )
         raise RunError(f"{folder}: holds another test; choose another --out or remove it:{lines}")
 
