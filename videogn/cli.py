@@ -1,8 +1,8 @@
 """The command line: finds the command, and turns what goes wrong into one message and a code.
 
 Exit codes: 0 done; 1 the machine or the program failed, or a check found faults; 2 the user gave
-something that cannot be used; 75 training was stopped by a signal and is saved: the same command
-goes on; 130 interrupted.
+something that cannot be used; 75 training or a test was stopped by a signal and is saved: the same
+command goes on; 130 interrupted.
 """
 
 import argparse

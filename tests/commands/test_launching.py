@@ -47,6 +47,8 @@ def ranks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def launch_and_signal(number: int, processes: int) -> int:
     """The exit code of a job whose launcher gets a signal once every rank is ready."""
+    # Shells start what runs in the background with SIGINT ignored, which launchers respect.
+    before = signal.signal(number, signal.SIG_DFL)
     sender = subprocess.Popen(
         [
             "/bin/sh",
@@ -59,6 +61,7 @@ def launch_and_signal(number: int, processes: int) -> int:
         return launch(processes, [])
     finally:
         sender.wait(timeout=20)
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])

@@ -1,13 +1,17 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_run import tiny_setup
 
 from videogn.cli import main
 from videogn.commands import test_parts
@@ -16,11 +20,18 @@ from videogn.files import sha256_of
 from videogn.models.weights import load_model, read_info
 
 
-@pytest.fixture
-def trained(tiny) -> Path:
-    out = tiny.folder / "run"
-    assert main(["train", str(tiny.config), f"out={out}", "train.iterations=4"]) == 0
+@pytest.fixture(scope="module")
+def trained_once(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    setup, out = tiny_setup(folder, tiny_data), folder / "run"
+    assert main(["train", str(setup.config), f"out={out}", "train.iterations=4"]) == 0
     return out
+
+
+@pytest.fixture
+def trained(tiny, trained_once: Path) -> Path:
+    """A training run of one's own."""
+    return Path(shutil.copytree(trained_once, tiny.folder / "run"))
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -119,8 +130,28 @@ def test_list_of_failures_only_is_an_error(tiny, trained: Path, capsys) -> None:
     listed = tiny.folder / "list.txt"
     listed.write_text("absent.mp4 1\n")
     words = ["test", trained / "config.yaml", "--checkpoint", trained, f"data.test={listed}"]
-    assert "none of its 1 videos" in error_of(capsys, *words)
+    message = error_of(capsys, *words)
+    assert "none of its 1 videos could be read, such as absent.mp4: " in message
     assert results_of(trained / "test")[0]["num_failed"] == 1
+    # Once the disk is there again, the same command reads them.
+    first = tiny.val_list.read_text().split()[0]
+    (tiny.folder / "absent.mp4").write_bytes((tiny.val_list.parent / first).read_bytes())
+    assert main([str(word) for word in words]) == 0
+    assert results_of(trained / "test")[0]["num_failed"] == 0
+
+
+def test_a_gpu_that_emulates_bf16_computes_in_fp32(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for major, expected in ((7, "fp32"), (8, "bf16")):
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: (
+                including_emulation or major >= 8  # noqa: B023
+            ),
+        )
+        assert test_parts._precision("auto") == expected
+    assert test_parts._precision("fp16") == "fp16"
 
 
 def test_crops_and_centre(tiny, trained: Path) -> None:
@@ -211,11 +242,30 @@ def test_test_folder_of_other_weights_or_list_is_kept(tiny, trained: Path, capsy
     assert main([*command, *out]) == 0  # the same test may be run again
     before = (tiny.folder / "results" / "scores.npz").read_bytes()
     assert "list_sha256" in error_of(capsys, *command, *out, f"data.test={tiny.train_list}")
+    assert "pixels: cpu there, device now" in error_of(capsys, *command, *out, "data.pixels=device")
     assert "num_crops: 1 there, 3 now" in error_of(capsys, *command, *out, "test.num_crops=3")
     best = trained / "checkpoints" / "best.safetensors"
     other = [*command[:-1], best, *out]
     assert "checkpoint_sha256" in error_of(capsys, *other)
     assert (tiny.folder / "results" / "scores.npz").read_bytes() == before
+
+
+def test_another_test_that_ended_while_the_lock_was_waited_for_is_kept(
+    tiny, trained: Path, capsys, monkeypatch
+) -> None:
+    """Jobs of one Slurm job wait for each other."""
+    out = tiny.folder / "results"
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        out.mkdir()
+        (out / "results.json").write_text('{"protocol": "center"}')
+        yield
+
+    monkeypatch.setattr(test_parts, "run_lock", waited)
+    words = ["test", trained / "config.yaml", "--checkpoint", trained, "--out", out]
+    assert "protocol: center there, paper now" in error_of(capsys, *words)
+    assert [path.name for path in out.iterdir()] == ["results.json"]
 
 
 def test_default_folder_does_not_depend_on_where_one_stands(tiny, trained, monkeypatch) -> None:

@@ -1,3 +1,6 @@
+import dataclasses
+from contextlib import nullcontext
+
 import cv2
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from torch import Tensor, nn
 from videogn.data.dataset import VideoViews
 from videogn.data.frames import Frames
 from videogn.data.rgb import Box
+from videogn.engine import evaluator
 from videogn.engine.evaluator import Scorer, VideoScore, class_scores, pooled_features
 from videogn.engine.pass_size import PassSize
 from videogn.errors import RunError
@@ -131,5 +135,95 @@ def test_memory_that_ran_out_halves_the_passes() -> None:
     assert seen == [4, 2, 2]
     assert score.arrays[0].shape == (4, 1, 1)
     fixed = Scorer(measure, torch.device("cpu"), MEAN, STD, "fp32", PassSize(3, 0, lambda v: 0))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RunError, match=r"pass of 3 views of 2 frames of 8 x 8; set test.views_per"):
         list(fixed.scores([all_views(0, views, 4)]))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("made up"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")]
+)
+def test_a_view_that_does_not_fit_is_one_message(error: RuntimeError) -> None:
+    seen: list[int] = []
+
+    def measure(views: Tensor) -> tuple[Tensor]:
+        seen.append(len(views))
+        raise error
+
+    views = torch.zeros(4, 3, 2, 8, 8, dtype=torch.uint8)
+    sizes = PassSize(None, 4 * 128, lambda view: 128)
+    whole = Scorer(measure, torch.device("cpu"), MEAN, STD, "fp32", sizes)
+    with pytest.raises(RunError, match=r"1 view of 2 frames of 8 x 8; use a device with more"):
+        list(whole.scores([all_views(0, views, 4)]))
+    assert seen == [4, 2, 1]
+
+
+def test_a_probe_without_room_and_other_errors_end_the_test() -> None:
+    def no_room(view: tuple[int, int, int]) -> int:
+        raise torch.OutOfMemoryError("made up")
+
+    def broken(views: Tensor) -> tuple[Tensor]:
+        raise RuntimeError("shapes")
+
+    views = all_views(0, torch.zeros(4, 3, 2, 8, 8, dtype=torch.uint8), 4)
+    device = torch.device("cpu")
+    for measure, probe, expected in (
+        (broken, no_room, "too little memory for a pass of 1 view"),
+        (broken, lambda view: 1, "^shapes$"),
+    ):
+        whole = Scorer(measure, device, MEAN, STD, "fp32", PassSize(None, 512, probe))
+        with pytest.raises((RunError, RuntimeError), match=expected):
+            list(whole.scores([views]))
+
+
+def test_scores_are_not_looked_at_before_they_have_arrived() -> None:
+    """As on a GPU, whose copies are on their way while the next video is begun."""
+    views = torch.zeros(2, 3, 2, 8, 8, dtype=torch.uint8)
+    logits, middle = torch.full((2, 5), torch.nan), torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    class Arrived:
+        def synchronize(self) -> None:
+            logits[:] = 1.5
+
+    begun = evaluator._Begun(all_views(0, views, 2), (logits,), middle, Arrived())
+    np.testing.assert_array_equal(begun.fetch().arrays[0], np.full((2, 1, 5), 1.5))
+
+
+def test_on_a_gpu_a_video_is_fetched_once_the_next_is_queued(monkeypatch) -> None:
+    """With a stand-in for the GPU: its copies home are queued before the next video's passes."""
+    calls: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            calls.append("sent home")
+
+        def synchronize(self) -> None:
+            calls.append("fetched")
+
+    class Stream:
+        def __init__(self, device: torch.device | None = None) -> None:
+            del device
+
+        def wait_stream(self, other: "Stream") -> None:
+            assert other is not self
+            calls.append("there")
+
+    mine, cpu, on = Stream(), torch.device("cpu"), VideoViews.on
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: mine)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(VideoViews, "on", lambda video, device: on(video, cpu))
+    monkeypatch.setattr(evaluator, "autocast", lambda device, precision: nullcontext())
+    monkeypatch.setattr(evaluator, "_streams", {})
+    views = torch.zeros(2, 3, 2, 8, 12, dtype=torch.uint8)
+    there = scorer(Located(5), 2)
+    on_gpu = dataclasses.replace(there, device=torch.device("cuda", 0))
+    videos = [all_views(place, views, 2) for place in range(3)]
+    found = list(on_gpu.scores([*videos, VideoViews.failed(3, "cut")]))
+    begun = ["there", "sent home"]
+    assert calls == [*begun, *begun, "fetched", *begun, "fetched", "fetched"]
+    for score, expected in zip(found, there.scores(videos), strict=False):
+        assert score.place == expected.place
+        np.testing.assert_array_equal(score.arrays[0], expected.arrays[0])
+    assert found[3].reason == "cut"

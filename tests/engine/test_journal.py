@@ -40,7 +40,7 @@ def test_all_that_was_added_is_read_again(tmp_path: Path) -> None:
     journal = filled(tmp_path / "partial", scores[:2])
     filled(tmp_path / "partial", scores[2:], rank=1)
     found = journal.read()
-    assert found.keys() == {3, 0, 2**40}
+    assert found.keys() == {3, 0, 2**40} == journal.places()
     assert all(same(found[score.place], score) for score in scores)
     journal.remove()
     assert not (tmp_path / "partial").exists()
@@ -84,9 +84,33 @@ def test_the_beginning_of_another_test_is_refused_with_what_differs(tmp_path: Pa
     Journal(tmp_path / "absent", IDENTITY).check()
     with pytest.raises(RunError, match="num_clips: 2 there, 10 now"):
         Journal(tmp_path, IDENTITY | {"num_clips": 10}).check()
+    (tmp_path / "test.json").write_text('{"protocol": "\\u001b[2J"}')
+    with pytest.raises(RunError, match=r"protocol: \\x1b\[2J there, paper now"):
+        Journal(tmp_path, IDENTITY).check()
     (tmp_path / "test.json").write_text("{")
     with pytest.raises(RunError, match=r"test\.json: cannot be read"):
         Journal(tmp_path, IDENTITY).check()
+
+
+def test_scores_that_no_test_is_known_of_are_dropped(tmp_path: Path) -> None:
+    """A removal that was cut short may leave them; the next test may be any other."""
+    journal = filled(tmp_path, [made(0), made(1)])
+    (tmp_path / "test.json").unlink()
+    (tmp_path / "notes.txt").write_text("not ours")
+    other = Journal(tmp_path, IDENTITY | {"protocol": "center"})
+    other.begin()
+    assert other.read() == {}
+    assert (tmp_path / "notes.txt").exists()
+    # A test that began after this one was checked is not mixed with it.
+    with pytest.raises(RunError, match="protocol: center there, paper now"):
+        journal.begin()
+
+
+def test_garbage_beside_the_records_is_passed_over(tmp_path: Path) -> None:
+    journal = filled(tmp_path, [made(0)])
+    for name, content in (("a.scores", b""), ("z.scores", b"VGN1" * 9), ("rank0-", b"x" * 99)):
+        (tmp_path / name).write_bytes(content)
+    assert journal.read().keys() == {0}
 
 
 def test_a_full_disk_is_a_message(tmp_path: Path) -> None:

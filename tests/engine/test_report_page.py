@@ -125,6 +125,20 @@ def test_difference_of_two_tests_that_are_not_alike_says_so(tmp_path: Path) -> N
     assert "not one test: list_sha256, num_crops differ" in text_of
 
 
+def test_what_is_read_and_computed_another_way_is_another_test(tmp_path: Path) -> None:
+    config = {norm: config_tree(norm, 32, 2, 8) for norm in ("bn", "gn")}
+    bn = small(tmp_path / "bn", 400, config=config["bn"], precision="fp32")
+    gn = small(tmp_path / "gn", 400, config=config["gn"], precision="bf16", reader="decord")
+    text_of = table_of(parse(page_of(bn, gn)), "table8", "table8")[2][0].text
+    assert "not one test: reader, precision differ" in text_of
+
+
+def test_names_with_dollar_signs_are_no_formulas(tmp_path: Path) -> None:
+    config = config_tree("$\\nope$", 32, 2, 8)
+    write_training(tmp_path, config, {100: 50.0})
+    assert page_of(small(tmp_path / "test", config=config)).count("$\\nope$") > 1
+
+
 def test_both_runs_of_one_cell_are_shown(six: list[Path], tmp_path: Path) -> None:
     again = small(tmp_path / "again", 400, config=config_tree("bn", 32, 2, 8))
     cells = table_of(parse(page_of(six[0], again, six[3])), "table8", "table8")

@@ -1,6 +1,8 @@
 """What the report reads of folders: runs, curves, mistakes."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,17 @@ def test_most_confident_mistakes_come_first(tmp_path: Path) -> None:
     assert [round(m.own, 2) for m in found] == [0.05, 0.1, 0.2, 0.1]
     without = mistakes(by_hand(tmp_path / "failed", {3: "truncated"}).scores, 2)
     assert [m.place for m in without] == [4, 1]
+
+
+def test_mistakes_of_averages_before_softmax_are_told_after_it(tmp_path: Path) -> None:
+    logits = np.array([[2.0, 0.0, 0.0], [1.0, 9.0, 9.5], [0.0, 0.0, 4.0]])
+    config = config_tree(num_classes=3)
+    write_test(tmp_path, logits, np.array([0, 1, 1]), config=config, average="logit")
+    found = mistakes(read_run(str(tmp_path), "R1").scores, 9, logits=True)
+    # e^4 against 1 and 1, then e^9.5 against e^9 and e^1.
+    assert [m.place for m in found] == [2, 1]
+    assert [round(m.score, 4) for m in found] == [0.9647, 0.6224]
+    assert [round(m.own, 4) for m in found] == [0.0177, 0.3775]
 
 
 def test_confused_pairs_are_counted_over_videos_that_could_be_read(tmp_path: Path) -> None:
@@ -192,6 +205,19 @@ def test_thumbnails_that_are_no_pictures_are_left_out(tmp_path: Path) -> None:
     assert run.thumbnails == {3: pictures[3], 8: pictures[8]}
 
 
+def in_odd_compression() -> bytes:
+    """An archive whose member is compressed in a way that Python does not know."""
+    file = io.BytesIO()
+    np.savez(file, video=np.array(["a"]), place=np.array([0]))
+    changed = bytearray(file.getvalue())
+    for entry in re.finditer(rb"PK\x01\x02", file.getvalue()):
+        changed[entry.start() + 10] = 97
+    return bytes(changed)
+
+
+ODD = in_odd_compression()
+
+
 def damage(folder: Path, name: str, content: bytes | dict) -> None:
     path = folder / name
     if isinstance(content, bytes):
@@ -212,6 +238,7 @@ def damage(folder: Path, name: str, content: bytes | dict) -> None:
         ("results.json", b"\xff\xfe", "results.json: cannot be read"),
         ("scores.npz", b"PK\x03\x04", "scores.npz: is no file of scores"),
         ("scores.npz", b"", "scores.npz: is no file of scores"),
+        ("scores.npz", ODD, "compression method is not supported"),
         ("scores.npz", {"probs": None}, "scores.npz: is no file of scores"),
         ("scores.npz", {"label": np.full(40, 400)}, "label cannot be"),
         ("scores.npz", {"label": np.arange(39)}, "label cannot be"),
@@ -219,6 +246,7 @@ def damage(folder: Path, name: str, content: bytes | dict) -> None:
         ("scores.npz", {"ok": np.zeros(40, bool)}, "num_videos 40, num_failed 0 in the first"),
         ("scores.npz", {"label": np.full(40, 399)}, "are not of one test: top1"),
         ("thumbnails.npz", b"no", "thumbnails.npz: is no file of thumbnails"),
+        ("thumbnails.npz", ODD, "compression method is not supported"),
         ("thumbnails.npz", {"end": np.array([1.5])}, "thumbnails.npz: is no file of thumbnails"),
     ],
 )

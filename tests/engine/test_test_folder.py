@@ -90,6 +90,18 @@ def test_files_of_two_tests_are_told(tmp_path: Path) -> None:
         folders.read_test(tmp_path)
 
 
+@pytest.mark.parametrize("average", ["prob", "logit", "max"])
+def test_scores_of_another_test_of_the_same_list_are_told(tmp_path: Path, average: str) -> None:
+    labels = [place % 4 for place in range(40)]
+    write_test(tmp_path, made_up_scores(labels), average=average)
+    folders.read_test(tmp_path)
+    for key, value in (("top1", 99.5), ("top1", "\x1b"), ("num_failed", 3)):
+        write_test(tmp_path, made_up_scores(labels), average=average, **{key: value})
+        with pytest.raises(RunError, match=rf"are not of one test: .*{key}") as caught:
+            folders.read_test(tmp_path, need_results=False)
+        assert "\x1b" not in str(caught.value)
+
+
 def npz(**arrays: object) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)

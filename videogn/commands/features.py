@@ -2,8 +2,10 @@
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +65,8 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
     file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
     if file.suffix != ".npz":
         raise RunError(f"{file}: features are written as .npz; name such a file")
-    check_writable(file)
+    check = partial(check_writable, file)
+    check()
     about = describe(prepared)
     identity = {key: about[key] for key in IDENTITY if key != "average"}
     journal = Journal(file.with_name(f"{file.name}.partial"), identity)
@@ -73,6 +76,7 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
         measure_of=pooled_features,
         journal=journal,
         lock=file.with_name(f"{file.name}.lock"),
+        check=check,
         finish=partial(_finish, prepared, file, views),
     )
 
@@ -80,35 +84,40 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
 def _finish(
     prepared: Prepared, file: Path, views: bool, scored: list[VideoScore], world: World
 ) -> None:
-    """Write the features and say what they are.
-
-    Raises:
-        RunError: not one video could be read.
-    """
+    """Write the features, where there are any, and say what they are."""
     records = prepared.videos.records
     found = {score.place: score.arrays[0] for score in scored if score.arrays is not None}
     if not found:
-        raise RunError(f"{prepared.videos.source}: none of its {len(records)} videos could be read")
-    view_shape = next(iter(found.values())).shape
-    every = np.full((len(records), *view_shape), np.nan, np.float32)
-    for place, features in found.items():
-        every[place] = features
-    arrays = {
+        return
+    num_clips, num_crops, channels = next(iter(found.values())).shape
+    arrays: dict[str, Any] = {
         "video": np.array([record.name for record in records], dtype=np.str_),
         "label": np.array([record.label for record in records], dtype=np.int64),
         "ok": np.array([place in found for place in range(len(records))]),
-        "features": every.mean((1, 2)),
+        "features": _rows(found, len(records), (channels,), lambda array: array.mean((0, 1))),
         "about": np.array(json.dumps(describe(prepared) | {"world_size": world.size})),
     }
     if views:
-        arrays["view_features"] = every
+        shape = (num_clips, num_crops, channels)
+        arrays["view_features"] = _rows(found, len(records), shape, lambda array: array)
     with atomic_path(file) as temporary:
         np.savez(temporary, **arrays)
     for score in scored:
         if score.arrays is None:
             name = printable(records[score.place].name)
             print(f"warning: no features of {name}: {printable(score.reason)}")
-    print(
-        f"wrote {file}: features of {view_shape[-1]} channels of {len(found)} of "
-        f"{len(records)} videos"
-    )
+    what = f"features of {channels} channels of {len(found)} of {len(records)} videos"
+    print(f"wrote {printable(file)}: {what}")
+
+
+def _rows(
+    found: Mapping[int, np.ndarray],
+    num_videos: int,
+    shape: tuple[int, ...],
+    row_of: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """A row of a shape of every video, (N, …) float32; NaN where it failed."""
+    rows = np.full((num_videos, *shape), np.nan, np.float32)
+    for place, array in found.items():
+        rows[place] = row_of(array)
+    return rows

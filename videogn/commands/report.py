@@ -9,7 +9,7 @@ from pathlib import Path
 
 from videogn.engine.report.page import page
 from videogn.engine.report.reading import read_run
-from videogn.files import check_writable, write_text
+from videogn.files import check_writable, printable, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,5 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     runs = [read_run(name, f"R{number}") for number, name in enumerate(arguments.runs, start=1)]
     write_text(arguments.out, page(runs))
-    print(f"wrote {arguments.out}")
+    print(f"wrote {printable(arguments.out)}")
     return 0

@@ -20,7 +20,6 @@ from videogn.engine.evaluator import VideoScore, class_scores
 from videogn.engine.journal import Journal
 from videogn.engine.results import EvalResult, check_test_folder, write_results
 from videogn.engine.test_folder import IDENTITY, RESULTS
-from videogn.errors import RunError
 from videogn.files import printable
 
 PARTIAL = "partial"
@@ -55,7 +54,8 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Job:
     prepared = prepare(loaded, checkpoint)
     folder = out or default_folder(prepared.checkpoint, prepared.config)
     about = describe(prepared)
-    check_test_folder(folder, about)
+    check = partial(check_test_folder, folder, about)
+    check()
     journal = Journal(folder / PARTIAL, {key: about[key] for key in IDENTITY})
     journal.check()
     return Job(
@@ -63,16 +63,13 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None) -> Job:
         measure_of=class_scores,
         journal=journal,
         lock=folder / "test.lock",
+        check=check,
         finish=partial(_finish, prepared, folder),
     )
 
 
 def _finish(prepared: Prepared, folder: Path, scored: list[VideoScore], world: World) -> None:
-    """Write the results and say what they are.
-
-    Raises:
-        RunError: not one video could be read; the results are written all the same.
-    """
+    """Write the results and say what they are."""
     about = describe(prepared) | {"world_size": world.size}
     test, records = prepared.config.test, prepared.videos.records
     names = prepared.videos.class_names
@@ -80,11 +77,6 @@ def _finish(prepared: Prepared, folder: Path, scored: list[VideoScore], world: W
     result = write_results(folder, scored, records, about, test.average, shape, names)
     failed = [(records[s.place].name, s.reason) for s in scored if s.arrays is None]
     _report(prepared, folder, result, failed)
-    if result.num_failed == result.num_videos:
-        raise RunError(
-            f"{prepared.videos.source}: none of its {result.num_videos} videos could be read; "
-            f"{folder / RESULTS} has the reasons"
-        )
 
 
 def _report(
@@ -106,4 +98,4 @@ def _report(
         f"protocol {prepared.config.test.protocol}, {prepared.which} weights of "
         f"{prepared.checkpoint}"
     )
-    print(f"wrote {folder}", flush=True)
+    print(f"wrote {printable(folder)}", flush=True)

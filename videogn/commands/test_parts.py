@@ -44,6 +44,8 @@ from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
 from videogn.engine.runs import RunFolder
 from videogn.engine.scoring import Listed, Waits, score_list
+from videogn.errors import RunError
+from videogn.files import printable
 from videogn.models.folding import fold_batch_norms
 from videogn.models.spec import class_names_sha256
 from videogn.models.weights import WeightFile, check_spec, load_into, read_weights
@@ -120,7 +122,9 @@ def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
 def _precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    # Older GPUs emulate it, which is slower than fp32.
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def default_folder(file: Path, config: Config) -> Path:
@@ -138,6 +142,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
     config, records = prepared.config, prepared.videos.records
     names = prepared.videos.class_names
     listed = "".join(f"{record.name} {record.label}\n" for record in records)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "protocol": config.test.protocol,
         **prepared.views._asdict(),
@@ -149,6 +154,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "crop_size": config.clip.crop_size if config.test.protocol == "center" else None,
         "reader": config.data.reader,
         "stream": None if config.data.stream == "best" else config.data.stream,
+        "pixels": "device" if planar_room(config.data, device) > 0 else "cpu",
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "precision": prepared.precision,
@@ -190,6 +196,8 @@ def run_on_ranks(
         _locked(job.lock, world),
         Watchdog(world, timeout) as watch,
     ):
+        if world.is_main:
+            job.check()
         return job.run(world, watch)
 
 
@@ -208,14 +216,17 @@ class Job:
         measure_of: what is kept of each view, by a network.
         journal: where scores are until all are there.
         lock: a file that keeps other jobs out.
-        finish: makes the results of all scores, in list order, on the first rank; the last
-            argument is the number of ranks.
+        check: refuses a folder that holds something else; asked once more behind the lock, for
+            which a job may have waited.
+        finish: makes the results of all scores, in list order, on the first rank, also where
+            every video failed; the last argument is the first rank's place.
     """
 
     prepared: Prepared
     measure_of: MeasureOf
     journal: Journal
     lock: Path
+    check: Callable[[], None]
     finish: Callable[[list[VideoScore], World], None]
 
     def run(self, world: World, watch: Watchdog) -> int:
@@ -246,7 +257,23 @@ class Job:
             scored = listed.collected()
             self.finish(scored, world)
             self.journal.remove()
+            self._check_any(scored)
         return 0
+
+    def _check_any(self, scored: Sequence[VideoScore]) -> None:
+        """Refuse a list of failures only, once its journal is gone: mended, it is tried anew.
+
+        Raises:
+            RunError: not one video could be read.
+        """
+        if any(score.arrays is not None for score in scored):
+            return
+        videos = self.prepared.videos
+        first = scored[0]
+        raise RunError(
+            f"{printable(videos.source)}: none of its {len(scored)} videos could be read, such as "
+            f"{printable(videos.records[first.place].name)}: {printable(first.reason)}"
+        )
 
 
 def _score(
@@ -306,7 +333,7 @@ def _tell_stopped(listed: Listed) -> None:
     if not listed.world.is_main:
         return
     name = next(name for name in signals if name)
-    done = len(listed.journal.read())
+    done = len(listed.journal.places())
     listed.report(
         f"stopped by {name}: the scores of {done:,} of {listed.num_videos:,} videos are saved in "
         f"{listed.journal.folder}; the same command goes on from there (exit code {EXIT_CODE})"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from videogn.data.dataset import DeviceViews, VideoViews
 from videogn.data.transforms import normalize
+from videogn.engine.memory import is_out_of_memory
 from videogn.engine.pass_size import Measure, PassSize
 from videogn.engine.validation import autocast
 from videogn.errors import RunError
@@ -84,7 +85,7 @@ class Scorer:
         On a GPU the next video is on its way before the scores of the last are fetched.
 
         Raises:
-            RunError: a score is not finite.
+            RunError: a score is not finite, or the device has too little memory for one view.
         """
         ahead = 1 if self.device.type == "cuda" else 0
         begun: deque[_Begun] = deque()
@@ -103,11 +104,36 @@ class Scorer:
         middle = views.frames[:, views.frames.shape[1] // 2]
         while True:
             try:
-                return _Begun(video, self._measured_all(views), middle)
-            except torch.OutOfMemoryError:
-                # Holes in the memory, or another process: less at once may do.
-                if len(self._spans(views)) == len(views) or not self.pass_size.shrink():
+                arrays = self._measured_all(views)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
+                # Holes in the memory, or another process: less at once may do.
+                if not self.pass_size.shrink():
+                    raise self._too_large(views) from error
+        return _Begun(video, *self._sent(arrays, middle))
+
+    def _sent(
+        self, arrays: tuple[Tensor, ...], middle: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor, torch.cuda.Event | None]:
+        """What :class:`_Begun` holds. Copies are queued here, before the next video's passes."""
+        home = tuple(tensor.to("cpu", non_blocking=True) for tensor in (*arrays, middle))
+        if self.device.type != "cuda":
+            return home[:-1], home[-1], None
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return home[:-1], home[-1], arrived
+
+    def _too_large(self, views: DeviceViews) -> RunError:
+        (frames, height, width), fixed = self._view(views), self.pass_size.fixed
+        what, remedy = "1 view", "use a device with more, or a smaller clip.short_side_min"
+        if fixed is not None:
+            what, remedy = f"{fixed} views", "set test.views_per_pass=null to find how many fit"
+        return RunError(
+            f"{self.device}: too little memory for a pass of {what} of {frames} frames of "
+            f"{height} x {width}; {remedy}"
+        )
 
     def _moved(self, video: VideoViews) -> DeviceViews:
         if self.device.type != "cuda":
@@ -121,9 +147,12 @@ class Scorer:
             tensor.record_stream(mine)
         return views
 
+    def _view(self, views: DeviceViews) -> tuple[int, int, int]:
+        """(T, H, W)."""
+        return views.shown.shape[1], views.boxes[0].height, views.boxes[0].width
+
     def _spans(self, views: DeviceViews) -> list[tuple[int, int]]:
-        box = views.boxes[0]
-        return self.pass_size.spans(len(views), (views.shown.shape[1], box.height, box.width))
+        return self.pass_size.spans(len(views), self._view(views))
 
     def _measured_all(self, views: DeviceViews) -> tuple[Tensor, ...]:
         parts = [self._measured(views.stack(*span)) for span in self._spans(views)]
@@ -149,21 +178,25 @@ class _Begun(NamedTuple):
     """A video whose scores the device may still be at.
 
     Attributes:
-        arrays: (V, …) each.
-        middle: (3, H, W) uint8; None where the video failed.
+        arrays: (V, …) each, on the CPU.
+        middle: (3, H, W) uint8, on the CPU; None where the video failed.
+        arrived: when both are there; None where they are.
     """
 
     video: VideoViews
     arrays: tuple[Tensor, ...]
     middle: Tensor | None
+    arrived: torch.cuda.Event | None = None
 
     def fetch(self) -> VideoScore:
         """Wait for the scores, check and arrange them."""
         video = self.video
         if self.middle is None:
             return VideoScore(video.place, None, b"", video.reason or "unknown")
+        if self.arrived is not None:
+            self.arrived.synchronize()
         shape = (len(video.shown), len(video.boxes))
-        arrays = tuple(np.asarray(p.cpu().view(*shape, *p.shape[1:])) for p in self.arrays)
+        arrays = tuple(np.asarray(p.view(*shape, *p.shape[1:])) for p in self.arrays)
         if not all(np.isfinite(part).all() for part in arrays):
             raise RunError(
                 f"the network's scores of video {video.place + 1} of the list are not finite; "
@@ -176,6 +209,6 @@ def _thumbnail(image: Tensor) -> bytes:
     """A small JPEG of an image (3, H, W) uint8."""
     height, width = image.shape[1:]
     size = (max(1, round(width * THUMBNAIL_HEIGHT / height)), THUMBNAIL_HEIGHT)
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()[:, :, ::-1])
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[:, :, ::-1])
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     return cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY])[1].tobytes()

@@ -22,7 +22,7 @@ import numpy as np
 
 from videogn.engine.evaluator import VideoScore
 from videogn.errors import RunError
-from videogn.files import free_space, write_text
+from videogn.files import free_space, printable, write_text
 
 HEAD = struct.Struct("<4sQQI")
 """Magic, place in the list, bytes of the content, CRC-32 of place and content."""
@@ -62,7 +62,8 @@ class Journal:
             ) from error
         if changed:
             lines = "".join(
-                f"\n  - {key}: {there.get(key)} there, {self._identity[key]} now" for key in changed
+                f"\n  - {key}: {printable(there.get(key))} there, {self._identity[key]} now"
+                for key in changed
             )
             raise RunError(
                 f"{self.folder}: holds the beginning of another test; finish it, choose another "
@@ -70,17 +71,34 @@ class Journal:
             )
 
     def begin(self) -> None:
-        """Make the folder, where there is none."""
-        if not (self.folder / IDENTITY_FILE).exists():
-            write_text(self.folder / IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
+        """Make the folder, where there is none; nobody else may be at work in it.
+
+        Raises:
+            RunError: as :meth:`check`, for another test may have begun since; or it cannot be
+                written.
+        """
+        self.check()
+        if (self.folder / IDENTITY_FILE).exists():
+            return
+        # Left by a removal that was cut short: nobody knows of which test they are.
+        for path in self.folder.glob("*.scores"):
+            path.unlink(missing_ok=True)
+        write_text(self.folder / IDENTITY_FILE, json.dumps(self._identity, indent=2) + "\n")
 
     def read(self) -> dict[int, VideoScore]:
         """All that is scored, by place."""
         found: dict[int, VideoScore] = {}
-        for path in sorted(self.folder.glob("*.scores")):
-            for score in _records(path):
-                found.setdefault(score.place, score)
+        for score in self._scores():
+            found.setdefault(score.place, score)
         return found
+
+    def places(self) -> frozenset[int]:
+        """Which videos are scored; their scores, gigabytes at the end, are not kept."""
+        return frozenset(score.place for score in self._scores())
+
+    def _scores(self) -> Iterator[VideoScore]:
+        for path in sorted(self.folder.glob("*.scores")):
+            yield from _records(path)
 
     def writer(self, rank: int) -> "Writer":
         """A file of its own for a process."""

@@ -36,10 +36,11 @@ class PassSize:
     def __init__(
         self, fixed: int | None, room_bytes: int, probe: Callable[[tuple[int, int, int]], int]
     ) -> None:
-        self._fixed = fixed
+        self.fixed = fixed
         self._room_bytes = room_bytes
         self._probe = probe
         self._bytes_per_sample = 0.0
+        self._last = 0
 
     def spans(self, num_views: int, view: tuple[int, int, int]) -> list[tuple[int, int]]:
         """First view of each pass, and the one after its last.
@@ -47,20 +48,21 @@ class PassSize:
         Args:
             view: (T, H, W).
         """
-        size = self._fixed
+        size = self.fixed
         if size is None:
             num_passes = math.ceil(num_views / self._fitting(view))
             size = math.ceil(num_views / num_passes)
+        self._last = size
         return [(first, min(first + size, num_views)) for first in range(0, num_views, size)]
 
     def shrink(self) -> bool:
         """Make passes half as large after the device ran out of memory.
 
         Returns:
-            False where the number of views is fixed.
+            False where the number of views is fixed, or was one, or the probe found no room.
         """
         self._room_bytes //= 2
-        return self._fixed is None
+        return self.fixed is None and self._last > 1
 
     def _fitting(self, view: tuple[int, int, int]) -> int:
         if not self._bytes_per_sample:

@@ -12,10 +12,10 @@ from videogn.data.list_checks import VideoRecord
 from videogn.engine.evaluator import VideoScore
 from videogn.engine.runs import RunFolder
 from videogn.engine.scores import SCORES, Average, Scores, write_scores
-from videogn.engine.statistics import Outcome, outcome_of, summary
+from videogn.engine.statistics import outcome_of, summary
 from videogn.engine.test_folder import IDENTITY, RESULTS, results_text
 from videogn.errors import RunError
-from videogn.files import atomic_path, check_writable, write_text
+from videogn.files import atomic_path, check_writable, printable, write_text
 
 THUMBNAILS = "thumbnails.npz"
 NUM_MISTAKES = 48
@@ -56,7 +56,7 @@ def check_test_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         ) from error
     if changed:
         lines = "".join(
-            f"\n  - {key}: {old.get(key)} there, {identity[key]} now" for key in changed
+            f"\n  - {key}: {printable(old.get(key))} there, {identity[key]} now" for key in changed
         )
         raise RunError(f"{folder}: holds another test; choose another --out or remove it:{lines}")
 
@@ -79,7 +79,9 @@ def write_results(
     """
     scores = score_table(scored, records, shape)
     outcome = outcome_of(scores, average)
-    result = _result(outcome)
+    result = EvalResult(
+        outcome.percent(1), outcome.percent(5), outcome.num_videos, outcome.num_failed
+    )
     write_scores(folder / SCORES, scores, average)
     write_thumbnails(folder / THUMBNAILS, scored, confident_mistakes(scores, average))
     failed = [
@@ -90,11 +92,6 @@ def write_results(
     results = {**asdict(result), "failed": failed, **about, **summary(outcome, class_names)}
     write_text(folder / RESULTS, results_text(results))
     return result
-
-
-def _result(outcome: Outcome) -> EvalResult:
-    top1, top5 = (100.0 * int(outcome.right(k).sum()) / outcome.num_videos for k in (1, 5))
-    return EvalResult(top1, top5, outcome.num_videos, outcome.num_failed)
 
 
 def score_table(

@@ -146,7 +146,7 @@ def _begin(listed: Listed) -> frozenset[int]:
     done: frozenset[int] = frozenset()
     if listed.world.is_main:
         listed.journal.begin()
-        done = frozenset(listed.journal.read())
+        done = listed.journal.places()
         if done:
             listed.report(
                 f"goes on     {len(done):,} of {listed.num_videos:,} videos are scored in "

@@ -96,13 +96,23 @@ def outcome_of(
     scores: Scores, average: Average = "prob", clips: Sequence[int] | None = None
 ) -> Outcome:
     """Rank the classes of every video by some of its clips or by all."""
-    ok, labels = scores.ok, scores.labels.astype(np.int64)
-    videos = scores.of_videos(average, clips)[ok]
+    return ranked(scores.of_videos(average, clips), scores.labels, scores.ok)
+
+
+def ranked(scores: np.ndarray, labels: np.ndarray, ok: np.ndarray) -> Outcome:
+    """Rank the classes of every video.
+
+    Args:
+        scores: (N, K) float.
+        labels: (N,) int.
+        ok: (N,) bool, whether the video could be read.
+    """
+    labels, read = labels.astype(np.int64), scores[ok]
     ranks = np.full(len(labels), WRONG, dtype=np.int64)
     predicted = np.full(len(labels), NO_CLASS, dtype=np.int64)
-    ranks[ok] = label_ranks(videos, labels[ok])
-    predicted[ok] = videos.argmax(1)
-    return Outcome(labels, ranks, predicted, scores.num_classes)
+    ranks[ok] = label_ranks(read, labels[ok])
+    predicted[ok] = read.argmax(1)
+    return Outcome(labels, ranks, predicted, scores.shape[1])
 
 
 class Interval(NamedTuple):

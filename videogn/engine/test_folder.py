@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from videogn.engine.scores import AVERAGES, SCORES, Average, Scores, read_scores
+from videogn.engine.statistics import Outcome, outcome_of
 from videogn.errors import RunError
 from videogn.files import printable
 
@@ -26,6 +27,7 @@ IDENTITY = (
     "crop_size",
     "reader",
     "stream",
+    "pixels",
     "mean",
     "std",
     "precision",
@@ -149,7 +151,35 @@ def read_test(path: str | Path, *, need_results: bool = True) -> FinishedTest:
     there = need_results or (folder / RESULTS).exists()
     tested = FinishedTest(folder, scores, read_results(folder) if there else {})
     _check_agreement(tested)
+    if there:
+        check_together(folder, tested.results, outcome_of(scores, tested.average))
     return tested
+
+
+def check_together(folder: Path, results: Mapping[str, Any], outcome: Outcome) -> None:
+    """Refuse two files that are not of one test: one may be left of a test that was killed.
+
+    Args:
+        results: ``results.json``; what it does not tell is not compared.
+        outcome: of ``scores.npz``, by the average that was tested.
+
+    Raises:
+        RunError: naming what differs.
+    """
+    counts = {"num_videos": outcome.num_videos, "num_failed": outcome.num_failed}
+    found: dict[str, float] = {key: value for key, value in counts.items() if key in results}
+    if all(results[key] == value for key, value in found.items()):
+        found = {"top1": outcome.percent(1)}
+        told = results.get("top1", found["top1"])
+        # Sums in another order may decide a tie otherwise: up to two videos are forgiven.
+        if type(told) in (int, float) and abs(told - found["top1"]) <= 250 / outcome.num_videos:
+            return
+    first = ", ".join(f"{key} {printable(results[key])}" for key in found)
+    second = ", ".join(f"{key} {value}" for key, value in found.items())
+    raise RunError(
+        f"{printable(folder)}: {RESULTS} and {SCORES} are not of one test: {first} in the first, "
+        f"{second} by the second; test again"
+    )
 
 
 def _check_finite(folder: Path, scores: Scores) -> None:

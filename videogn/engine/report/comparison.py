@@ -28,6 +28,7 @@ from videogn.engine.report.table8 import (
     departures,
 )
 from videogn.engine.statistics import LEVEL, difference_interval
+from videogn.engine.test_folder import IDENTITY
 
 LEVEL_TEXT = f"{100 * LEVEL:g} %"
 Placed = Mapping[str, Cell | str]
@@ -43,7 +44,7 @@ NORM_NAMES = {
     "frozen_bn": "frozen BN",
 }
 BATCH_NORMS = ("bn", "sync_bn", "frozen_bn")
-MUST_AGREE = ("list_sha256", "protocol", "num_clips", "num_crops", "average", "short_side", "fps")
+MUST_AGREE = tuple(key for key in IDENTITY if key != "checkpoint_sha256")
 """Results that two tests must share for their difference to be one of the networks alone."""
 
 

@@ -68,6 +68,8 @@ def panel(
         # Whatever the user has set for other figures would make other bytes.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": SALT, "svg.fonttype": "path"})
+        # A dollar sign in a name of a config begins no formula.
+        matplotlib.rcParams["text.parse_math"] = False
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):

@@ -40,21 +40,33 @@ class Confusion:
     share: float
 
 
-def mistakes(scores: VideoScores, limit: int) -> list[Mistake]:
-    """The mistakes with the highest scores, the highest first; those before in the list first."""
+def mistakes(scores: VideoScores, limit: int, *, logits: bool = False) -> list[Mistake]:
+    """The mistakes with the highest scores, the highest first; those before in the list first.
+
+    Args:
+        logits: whether the scores are means before softmax, which is then taken here.
+    """
     wrong = np.flatnonzero(scores.ok & ~scores.outcome.right())
     predicted, labels = scores.outcome.predicted[wrong], scores.labels[wrong]
-    best = scores.probs[wrong, predicted]
+    found = _softmax(scores.probs[wrong]) if logits else scores.probs[wrong]
+    rows = np.arange(len(wrong))
+    best, own = found[rows, predicted], found[rows, labels]
     return [
         Mistake(
             place=int(wrong[row]),
             label=int(labels[row]),
             predicted=int(predicted[row]),
             score=float(best[row]),
-            own=float(scores.probs[wrong[row], labels[row]]),
+            own=float(own[row]),
         )
         for row in np.argsort(-best, kind="stable")[:limit]
     ]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Of each row of (N, K)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def confusions(scores: VideoScores, limit: int) -> list[Confusion]:

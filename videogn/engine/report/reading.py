@@ -4,7 +4,6 @@ Shapes: N videos, K classes.
 """
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,9 @@ import numpy as np
 import yaml
 
 from videogn.engine.report.table8 import Setting, settings_of
-from videogn.engine.scores import SCORES
-from videogn.engine.statistics import NO_CLASS, WRONG, Outcome, label_ranks
-from videogn.engine.test_folder import RESULTS, read_results, test_folder
+from videogn.engine.scores import DAMAGE, SCORES
+from videogn.engine.statistics import Outcome, ranked
+from videogn.engine.test_folder import RESULTS, check_together, read_results, test_folder
 from videogn.errors import RunError
 from videogn.files import printable
 
@@ -57,11 +56,7 @@ class VideoScores:
     @cached_property
     def outcome(self) -> Outcome:
         """Ranks and predictions of every video."""
-        ranks = np.full(len(self.labels), WRONG, dtype=np.int64)
-        predicted = np.full(len(self.labels), NO_CLASS, dtype=np.int64)
-        ranks[self.ok] = label_ranks(self.probs[self.ok], self.labels[self.ok])
-        predicted[self.ok] = self.probs[self.ok].argmax(1)
-        return Outcome(self.labels, ranks, predicted, self.probs.shape[1])
+        return ranked(self.probs, self.labels, self.ok)
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ def read_run(name: str, key: str) -> TestedRun:
     """
     folder = test_folder(name)
     results, scores = _read_results(folder), read_video_scores(folder / SCORES)
-    _check_together(folder, results, scores)
+    check_together(folder, results, scores.outcome)
     return TestedRun(
         key=key,
         name=name,
@@ -204,7 +199,7 @@ def read_video_scores(path: Path) -> VideoScores:
             arrays = {name: file[name] for name in ("video", "label", "ok", "probs")}
     except FileNotFoundError as error:
         raise RunError(f"{printable(path)}: no such file; `videogn test` writes it") from error
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, KeyError) as error:
         raise RunError(
             f"{printable(path)}: is no file of scores: {printable(error)}; test again"
         ) from error
@@ -242,23 +237,6 @@ def _wrong_arrays(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return wrong
 
 
-def _check_together(folder: Path, results: Mapping[str, Any], scores: VideoScores) -> None:
-    """Refuse two files that are not of one test: one may be left of a test that was killed."""
-    outcome = scores.outcome
-    found: dict[str, float] = {"num_videos": outcome.num_videos, "num_failed": outcome.num_failed}
-    if all(results[key] == value for key, value in found.items()):
-        found = {"top1": outcome.percent(1)}
-        # Sums in another order may decide a tie otherwise: up to two videos are forgiven.
-        if abs(results["top1"] - found["top1"]) <= 250 / outcome.num_videos:
-            return
-    told = ", ".join(f"{key} {results[key]}" for key in found)
-    there = ", ".join(f"{key} {value}" for key, value in found.items())
-    raise RunError(
-        f"{printable(folder)}: {RESULTS} and {SCORES} are not of one test: {told} in the first, "
-        f"{there} by the second; test again"
-    )
-
-
 def _class_names(
     folder: Path, results: Mapping[str, Any], num_classes: int
 ) -> tuple[str, ...] | None:
@@ -284,7 +262,7 @@ def read_thumbnails(path: Path) -> dict[int, bytes]:
             places, data, ends = (file[name] for name in ("place", "data", "end"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, KeyError) as error:
         raise RunError(
             f"{printable(path)}: is no file of thumbnails: {printable(error)}; remove it"
         ) from error

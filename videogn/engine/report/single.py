@@ -188,7 +188,8 @@ def _number_of(shown: str) -> str:
 
 
 def _mistakes(run: TestedRun) -> str:
-    found = mistakes(run.scores, NUM_MISTAKES)
+    logits = run.results.get("average") == "logit"
+    found = mistakes(run.scores, NUM_MISTAKES, logits=logits)
     if not found:
         return ""
     heading = tag("h3", "Most confident mistakes")
