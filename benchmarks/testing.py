@@ -22,6 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +30,7 @@ from videogn.data.dataset import TestDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import build_test_loader
 from videogn.data.opening import VideoOpener
+from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
 from videogn.engine.evaluator import Scorer, class_scores
 from videogn.engine.pass_size import make_pass_size
@@ -109,7 +111,8 @@ def our_test(
     def test() -> int:
         videos = build_test_loader(dataset, range(len(paths)), Workers(workers))
         if network is None:
-            return sum(len(video.on(device)) for video in videos)
+            # As far as the peers' readers go: normalised views.
+            return sum(len(normalize(video.on(device).stack(), MEAN, STD)) for video in videos)
         sizes = make_pass_size(
             network, class_scores, fixed=None, precision="fp32", device=device, sharing=1
         )
@@ -158,17 +161,18 @@ def pytorchvideo_views(paths: list[str], workers: int) -> Iterator[Tensor]:
 
 
 def pytorchvideo_view(sample: dict[str, Any]) -> Tensor:
-    """A view as its users make it: floats, scaled, cut and normalised."""
-    from pytorchvideo.transforms.functional import (
-        short_side_scale,
-        uniform_crop,
-        uniform_temporal_subsample,
-    )
+    """A view as its users make it: floats, normalised, scaled and cut.
 
-    clip = uniform_temporal_subsample(sample["video"], FRAMES) / 255
-    scaled = short_side_scale((clip - MEAN[0]) / STD[0], SIDE)
-    cut: Tensor = uniform_crop(scaled, SIDE, sample["aug_index"])
-    return cut
+    The transforms themselves cannot be imported beside a current torchvision.
+    """
+    frames = sample["video"]
+    clip = frames[:, torch.linspace(0, frames.shape[1] - 1, FRAMES).long()].transpose(0, 1)
+    factor = SIDE / min(clip.shape[2:])
+    size = [max(SIDE, int(side * factor)) for side in clip.shape[2:]]
+    scaled = F.interpolate((clip / 255 - MEAN[0]) / STD[0], size=size, mode="bilinear")
+    offset = sample["aug_index"] * (max(size) - SIDE) // 2
+    top, left = (offset, 0) if size[0] > size[1] else (0, offset)
+    return scaled[:, :, top : top + SIDE, left : left + SIDE].transpose(0, 1)
 
 
 def mmaction2_views(paths: list[str], workers: int) -> Iterator[Tensor]:
