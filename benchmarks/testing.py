@@ -12,6 +12,7 @@ once with the network and once with reading alone. ``--width 0`` leaves the netw
 """
 
 import argparse
+import copy
 import importlib.util
 import statistics
 import time
@@ -32,9 +33,10 @@ from videogn.data.loader import build_test_loader
 from videogn.data.opening import VideoOpener
 from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
-from videogn.engine.evaluator import Scorer, class_scores
+from videogn.engine.evaluator import Scorer, class_scores, fastest_format
 from videogn.engine.pass_size import make_pass_size
 from videogn.models import i3d
+from videogn.models.folding import fold_batch_norms
 
 FRAMES, STRIDE, NUM_CLIPS, NUM_CROPS, SIDE, RATE = 32, 2, 10, 3, 256, 30
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--width", type=int, default=64, help="channels of the stem; 64 is R50's")
+    parser.add_argument("--norm", default="gn", choices=["bn", "gn"])
     parser.add_argument("--device", default="cpu")
     words = parser.parse_args()
     paths = [str(path) for path in words.videos]
@@ -56,8 +59,8 @@ def main() -> None:
     compare("reading alone", paths, None, words, device)
     if words.width:
         groups = max(1, words.width // 32)
-        network = i3d(norm="gn", width=words.width, channels_per_group=2 * groups)
-        compare("with the network", paths, network.to(device).eval(), words, device)
+        network = i3d(norm=words.norm, width=words.width, channels_per_group=2 * groups).eval()
+        compare(f"with a {words.norm} network", paths, network.to(device), words, device)
 
 
 def compare(
@@ -108,6 +111,12 @@ def our_test(
         planar=device.type == "cuda",
     )
 
+    if network is not None:
+        # As the command does, which folds batch norms and puts the network into its fastest order.
+        network = copy.deepcopy(network)
+        fold_batch_norms(network, (FRAMES, SIDE, SIDE))
+        network.to(memory_format=fastest_format(network))
+
     def test() -> int:
         videos = build_test_loader(dataset, range(len(paths)), Workers(workers))
         if network is None:
@@ -116,7 +125,8 @@ def our_test(
         sizes = make_pass_size(
             network, class_scores, fixed=None, precision="fp32", device=device, sharing=1
         )
-        scorer = Scorer(class_scores(network), device, MEAN, STD, "fp32", sizes)
+        layout = fastest_format(network)
+        scorer = Scorer(class_scores(network), device, MEAN, STD, "fp32", sizes, layout)
         return sum(score.arrays is not None for score in scorer.scores(videos))
 
     return test

@@ -93,5 +93,10 @@ def test_bad_videos_are_named_and_wrong_inputs_are_one_message(trained, capsys, 
     assert "such a file" in error_of(capsys, *words, "--out", tmp_path / "found.txt")
     assert "written as .npz" in error_of(capsys, *words, "--out", tmp_path)
     assert "num_classes" in error_of(capsys, *words, "model.num_classes=9", "--out", out)
+    other = error_of(capsys, *words, "--out", out, "--clips", "2")
+    assert "holds other features" in other
+    assert "num_clips" in other
+    out.write_bytes(b"text")
+    assert "is no file of features" in error_of(capsys, *words, "--out", out)
     listed.write_text("absent.mp4 1\n")
     assert "none of its 1 videos" in error_of(capsys, *words, "--out", tmp_path / "none.npz")

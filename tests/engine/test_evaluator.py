@@ -11,9 +11,17 @@ from videogn.data.dataset import VideoViews
 from videogn.data.frames import Frames
 from videogn.data.rgb import Box
 from videogn.engine import evaluator
-from videogn.engine.evaluator import Scorer, VideoScore, class_scores, pooled_features
+from videogn.engine.evaluator import (
+    Scorer,
+    VideoScore,
+    class_scores,
+    fastest_format,
+    pooled_features,
+)
 from videogn.engine.pass_size import PassSize
 from videogn.errors import RunError
+from videogn.models.folding import fold_batch_norms
+from videogn.models.i3d import i3d
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -104,6 +112,29 @@ def test_the_thumbnail_is_the_middle_frame() -> None:
 def test_a_video_that_failed_has_a_reason_and_nothing_else() -> None:
     [score] = scorer(Located(5), 1).scores([VideoViews.failed(4, "no such file")])
     assert score == VideoScore(4, None, b"", "no such file")
+
+
+@pytest.mark.parametrize(
+    ("norm", "layout"), [("gn", torch.contiguous_format), ("bn", torch.channels_last_3d)]
+)
+def test_the_order_in_memory_changes_no_score(norm: str, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    network = i3d(norm=norm, width=8, channels_per_group=4, depths=(1, 1), num_classes=5).eval()
+    assert fold_batch_norms(network, (8, 32, 32)) == (0 if norm == "gn" else 9)
+    views = torch.randint(0, 256, (2, 3, 8, 48, 40), dtype=torch.uint8)
+    plain = scorer(network, 2)
+    [expected] = plain.scores([all_views(0, views, 2)])
+    assert fastest_format(network) == layout
+    fast = dataclasses.replace(
+        plain, memory_format=layout, measure=class_scores(network.to(memory_format=layout))
+    )
+    [found] = fast.scores([all_views(0, views, 2)])
+    for ours, theirs in zip(found.arrays, expected.arrays, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_images_have_no_third_axis_to_put_last() -> None:
+    assert fastest_format(nn.Sequential(nn.Conv2d(3, 4, 1))) == torch.contiguous_format
 
 
 class Featured(nn.Module):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, printable
 
 FILE = "features.npz"
+SHOWN_FAILURES = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +67,10 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
     file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
     if file.suffix != ".npz":
         raise RunError(f"{file}: features are written as .npz; name such a file")
-    check = partial(check_writable, file)
-    check()
     about = describe(prepared)
     identity = {key: about[key] for key in IDENTITY if key != "average"}
+    check = partial(_check_file, file, identity)
+    check()
     journal = Journal(file.with_name(f"{file.name}.partial"), identity)
     journal.check()
     return Job(
@@ -79,6 +81,30 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
         check=check,
         finish=partial(_finish, prepared, file, views),
     )
+
+
+def _check_file(file: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a file that cannot be written, or holds the features of something else.
+
+    Raises:
+        RunError: naming the file and what differs.
+    """
+    check_writable(file)
+    if not file.exists():
+        return
+    try:
+        with np.load(file, allow_pickle=False) as there:
+            about = json.loads(str(there["about"]))
+            changed = [key for key, value in identity.items() if about.get(key) != value]
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f"{printable(file)}: is no file of features; choose another --out or remove it"
+        ) from error
+    if changed:
+        raise RunError(
+            f"{printable(file)}: holds other features; choose another --out or remove it: "
+            f"{', '.join(changed)} differ"
+        )
 
 
 def _finish(
@@ -102,10 +128,12 @@ def _finish(
         arrays["view_features"] = _rows(found, len(records), shape, lambda array: array)
     with atomic_path(file) as temporary:
         np.savez(temporary, **arrays)
-    for score in scored:
-        if score.arrays is None:
-            name = printable(records[score.place].name)
-            print(f"warning: no features of {name}: {printable(score.reason)}")
+    failed = [score for score in scored if score.arrays is None]
+    for score in failed[:SHOWN_FAILURES]:
+        name = printable(records[score.place].name)
+        print(f"warning: no features of {name}: {printable(score.reason)}")
+    if len(failed) > SHOWN_FAILURES:
+        print(f"warning: nor of {len(failed) - SHOWN_FAILURES} more, which ok= tells")
     what = f"features of {channels} channels of {len(found)} of {len(records)} videos"
     print(f"wrote {printable(file)}: {what}")
 

@@ -38,7 +38,7 @@ from videogn.data.dataset import TestDataset, VideoViews
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
-from videogn.engine.evaluator import Scorer, VideoScore
+from videogn.engine.evaluator import Scorer, VideoScore, fastest_format
 from videogn.engine.journal import Journal
 from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
@@ -290,6 +290,8 @@ def _score(
     network.to(world.device).eval()
     size = config.clip.crop_size
     fold_batch_norms(network, (config.clip.num_frames, size, size))
+    layout = fastest_format(network)
+    network.to(memory_format=layout)
     dataset = _dataset(prepared, world)
     workers = reading_workers(config.data, world, dataset, spread(places, PROBE_SAMPLES), 1)
     pass_size = make_pass_size(
@@ -307,6 +309,7 @@ def _score(
         std=prepared.std,
         precision=prepared.precision,
         pass_size=pass_size,
+        memory_format=layout,
     )
     videos: Iterator[VideoViews] = waits.timed(build_test_loader(dataset, places, workers))
     return scorer.scores(videos)

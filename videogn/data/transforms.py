@@ -91,7 +91,10 @@ def scale_into(target: np.ndarray, image: np.ndarray, *, mirror: bool = False) -
 
 
 def normalize(
-    clips: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+    clips: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """(B, C, T, H, W) uint8 to float32 on the same device: (x / 255 - mean) / std per colour."""
     shape = (1, 3, 1, 1, 1)
@@ -99,6 +102,6 @@ def normalize(
     shift = torch.tensor(
         [-m / s for m, s in zip(mean, std, strict=True)], device=clips.device
     ).view(shape)
-    # Clips arrive with their colours last in memory; the networks take them first.
-    floats = clips.to(torch.float32, memory_format=torch.contiguous_format)
+    # Clips arrive with their colours last in memory; most networks take them first.
+    floats = clips.to(torch.float32, memory_format=memory_format)
     return floats.mul_(scale).add_(shift)

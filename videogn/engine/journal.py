@@ -10,9 +10,9 @@ are only added to, so a record that was read once stays. Several hosts need a co
 
 import json
 import os
+import secrets
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,11 +117,12 @@ class Writer:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
+        # Others who may use the folder may go on with the test.
+        self._path = folder / f"rank{rank}-{secrets.token_hex(8)}.scores"
         try:
-            self._handle, name = tempfile.mkstemp(".scores", f"rank{rank}-", folder)
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except OSError as error:
-            raise _unwritable(folder, error) from error
-        self._path = Path(name)
+            raise _unwritable(self._path, error) from error
 
     def add(self, score: VideoScore) -> None:
         """Write a record down."""
