@@ -1,7 +1,7 @@
 """Starts training jobs by forking a process that has imported everything, and kills them.
 
 It reads orders, lines of JSON: a job's words, its ranks, and how it is to be harmed.
-A job is told ``out=OUT``; it is at work once a file OUT + ``marker``, a pattern, holds something.
+A job is told ``out=OUT``; it is at work once it writes into files OUT + ``marker``, a pattern.
 Forked children start in milliseconds, so dozens of kills fit in a test.
 """
 
@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytorchvideo.models.resnet  # noqa: F401  (needed by every job: imported once, before it forks)
 import torch
 
 import videogn.commands.test
-import videogn.commands.train  # noqa: F401  (what a job needs is imported once, before it forks)
+import videogn.commands.train  # noqa: F401
 from videogn import cli
 from videogn.engine.checkpoint import Checkpoints
 from videogn.stopping import stop_request
@@ -118,10 +119,13 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
         rounds += 1
         complete = False
         while not complete:
+            before = written(out, marker)
             pids = start([*words, f"out={out}"], ranks, output)
             begun = time.monotonic()
             if done < order["times"]:
-                harm(pids, out, marker, rng, rng.choice(signals), order["seconds"])
+                while written(out, marker) <= before and time.monotonic() < begun + JOB_SECONDS:
+                    time.sleep(0.002)
+                harm(pids, rng, rng.choice(signals), order["seconds"])
             codes = ended(pids, JOB_SECONDS)
             if order.get("fails", False):
                 return {"codes": codes}
@@ -135,16 +139,13 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
     return {"rounds": rounds, "kills": told}
 
 
-def harm(
-    pids: list[int], out: Path, marker: str, rng: random.Random, name: str, seconds: float
-) -> None:
+def written(out: Path, marker: str) -> int:
+    """Bytes in the files by which a job tells that it is at work."""
+    return sum(path.stat().st_size for path in out.parent.glob(out.name + marker))
+
+
+def harm(pids: list[int], rng: random.Random, name: str, seconds: float) -> None:
     """Send a signal to a random rank, or to all, at a random moment of its work."""
-    begun = time.monotonic()
-    # Joining takes longer than a step: what is to be harmed is the work.
-    while time.monotonic() - begun < JOB_SECONDS:
-        if any(path.stat().st_size for path in out.parent.glob(out.name + marker)):
-            break
-        time.sleep(0.002)
     time.sleep(rng.random() * seconds)
     victims = pids if rng.random() < 0.5 else [rng.choice(pids)]
     for pid in victims:
