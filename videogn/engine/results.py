@@ -12,7 +12,13 @@ from videogn.data.list_checks import VideoRecord
 from videogn.engine.evaluator import VideoScore
 from videogn.engine.runs import RunFolder
 from videogn.engine.scores import SCORES, Average, Scores, write_scores
-from videogn.engine.statistics import outcome_of, summary
+from videogn.engine.statistics import (
+    Outcome,
+    confident_mistakes,
+    outcome_of,
+    softmax,
+    summary,
+)
 from videogn.engine.test_folder import IDENTITY, RESULTS, results_text
 from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, printable, write_text
@@ -83,7 +89,7 @@ def write_results(
         outcome.percent(1), outcome.percent(5), outcome.num_videos, outcome.num_failed
     )
     write_scores(folder / SCORES, scores, average)
-    write_thumbnails(folder / THUMBNAILS, scored, confident_mistakes(scores, average))
+    write_thumbnails(folder / THUMBNAILS, scored, _mistakes(scores, outcome, average))
     failed = [
         {"path": records[score.place].name, "reason": score.reason}
         for score in scored
@@ -111,15 +117,12 @@ def score_table(
     )
 
 
-def confident_mistakes(scores: Scores, average: Average) -> list[int]:
-    """Places of the videos that were given the highest wrong scores, highest first."""
-    probs = scores.of_videos("prob" if average == "logit" else average)
-    values = np.where(scores.ok[:, None], probs, -1.0)
-    best = values.argmax(1)
-    wrong = scores.ok & (best != scores.labels)
-    # Stable, so that equals stay in the order of the list.
-    order = np.argsort(-values.max(1), kind="stable")
-    return [int(place) for place in order if wrong[place]][:NUM_MISTAKES]
+def _mistakes(scores: Scores, outcome: Outcome, average: Average) -> list[int]:
+    found = scores.of_videos(average)
+    places = confident_mistakes(
+        outcome, softmax(found) if average == "logit" else found, NUM_MISTAKES
+    )
+    return [int(place) for place in places]
 
 
 def write_thumbnails(path: Path, scored: Sequence[VideoScore], places: Sequence[int]) -> None:

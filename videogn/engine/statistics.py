@@ -202,6 +202,23 @@ def confusion_matrix(outcome: Outcome) -> np.ndarray:
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def confident_mistakes(outcome: Outcome, probs: np.ndarray, limit: int) -> np.ndarray:
+    """Places of the videos whose wrong class was given most, highest first, then in list order.
+
+    Args:
+        probs: (N, K); rows of videos that failed are not looked at.
+    """
+    wrong = np.flatnonzero((outcome.predicted != NO_CLASS) & ~outcome.right())
+    given = probs[wrong, outcome.predicted[wrong]]
+    return np.asarray(wrong[np.argsort(-given, kind="stable")[:limit]])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Of each row of (N, K)."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
 def summary(outcome: Outcome, names: Sequence[str] | None = None) -> Mapping[str, Any]:
     """What ``results.json`` tells beside the accuracy, ready for JSON.
 

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from videogn.engine.report.reading import TestedRun, VideoScores
-from videogn.engine.statistics import LEVEL, Interval, accuracy_interval
+from videogn.engine.statistics import (
+    LEVEL,
+    Interval,
+    accuracy_interval,
+    confident_mistakes,
+    softmax,
+)
 
 
 @dataclass(frozen=True)
@@ -46,27 +52,18 @@ def mistakes(scores: VideoScores, limit: int, *, logits: bool = False) -> list[M
     Args:
         logits: whether the scores are means before softmax, which is then taken here.
     """
-    wrong = np.flatnonzero(scores.ok & ~scores.outcome.right())
-    predicted, labels = scores.outcome.predicted[wrong], scores.labels[wrong]
-    found = _softmax(scores.probs[wrong]) if logits else scores.probs[wrong]
-    rows = np.arange(len(wrong))
-    best, own = found[rows, predicted], found[rows, labels]
+    probs = softmax(scores.probs) if logits else scores.probs
+    predicted = scores.outcome.predicted
     return [
         Mistake(
-            place=int(wrong[row]),
-            label=int(labels[row]),
-            predicted=int(predicted[row]),
-            score=float(best[row]),
-            own=float(own[row]),
+            place=int(place),
+            label=int(scores.labels[place]),
+            predicted=int(predicted[place]),
+            score=float(probs[place, predicted[place]]),
+            own=float(probs[place, scores.labels[place]]),
         )
-        for row in np.argsort(-best, kind="stable")[:limit]
+        for place in confident_mistakes(scores.outcome, probs, limit)
     ]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Of each row of (N, K)."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 def confusions(scores: VideoScores, limit: int) -> list[Confusion]:
