@@ -16,6 +16,7 @@ from videogn.engine.statistics import (
     Interval,
     Outcome,
     accuracy_interval,
+    confident_mistakes,
     confusion_matrix,
     difference_interval,
     label_ranks,
@@ -230,3 +231,18 @@ def test_mcnemar_of_many_videos() -> None:
     assert mcnemar(49_700, 50_300) == pytest.approx(normal, rel=1e-3)
     assert mcnemar(50_000, 50_000) == 1
     assert mcnemar(0, 100_000) == 0
+
+
+def test_confident_mistakes_are_those_with_the_highest_wrong_scores() -> None:
+    rng = np.random.default_rng(4)
+    probs = np.round(rng.random((40, 3)), 1)
+    labels = rng.integers(0, 3, 40)
+    predicted = probs.argmax(1)
+    predicted[7] = NO_CLASS
+    ranks = np.where(predicted == labels, 0, 1)
+    outcome = Outcome(labels, ranks, predicted, 3)
+    wrong = [
+        (-probs[i, predicted[i]], i) for i in range(40) if i != 7 and predicted[i] != labels[i]
+    ]
+    found = confident_mistakes(outcome, probs, 9)
+    assert found.tolist() == [place for _, place in sorted(wrong)[:9]]
