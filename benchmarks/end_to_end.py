@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layout", default="nonlocal")
     parser.add_argument("--norm", default="gn", choices=["gn", "bn"])
     parser.add_argument("--clips-per-gpu", type=int, default=8)
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "fp32"])
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp16", "tf32", "fp32"])
     parser.add_argument("--workers", default="auto", help="auto, or their number")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--made", type=int, default=48, help="videos that are made")

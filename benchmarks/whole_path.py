@@ -32,6 +32,7 @@ from videogn.data.index_file import IndexFile, index_path
 from videogn.data.indexing import index_entry
 from videogn.data.workers import cores
 from videogn.distributed import World
+from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.rehearsal import rehearse
 from videogn.engine.runs import RunLog, read_log
 from videogn.engine.trainer import train
@@ -168,6 +169,7 @@ class Bench:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
+        set_arithmetic(self._words.precision, fixed_shapes=True)
         run, state = build_run(prepared, self._world, None, say)
         rehearse(run, prepared.config.clip, memory_plan(prepared, self._world))
         clock = LoopClock(self._sizes)
