@@ -212,9 +212,9 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained, such as ``blocks.0``, as `videogn info` lists
     them."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: autocast in the forward pass; weights, losses and updates stay fp32. fp16 scales
-    the loss."""
+    the loss. tf32: GPUs round the factors of products to ten bits of mantissa; fp32 does not."""
     memory_format: Literal["auto", "contiguous", "channels_last_3d"] = "auto"
     """Order of the network's tensors in memory. ``auto``: channels_last_3d on GPUs, but for GN, LN
     and IN, which torch would copy back before each layer."""
@@ -280,8 +280,9 @@ class TestConfig:
     average: Literal["prob", "logit", "max"] = "prob"
     """How views become the score of their video: the mean of softmax scores (the paper's), of
     scores before softmax, or the highest softmax score of each class."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32, which is
+    float32 on a GPU too; ``tf32`` is what torch computes there by itself."""
     views_per_pass: PositiveInt | None = None
     """Views of one video in a forward pass; as many as fit the memory where not given."""
 

@@ -276,7 +276,7 @@ def test_peak_is_near_that_of_the_real_allocator():
     @contextmanager
     def around(network, optimizer):
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             yield
         profiles.append(profile)

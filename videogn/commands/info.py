@@ -18,6 +18,7 @@ from videogn.commands.setup import spec_of, views_of
 from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.protocols import PROTOCOLS
+from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.memory import (
     CARD_RESERVE,
     CARDS_GB,
@@ -315,6 +316,7 @@ def _measured(config: Config) -> str:
     where = torch.cuda.get_device_name(device)
     spec, clip, clips = spec_of(config.model), clip_size(config), config.train.clips_per_gpu
     precision = config.train.precision
+    set_arithmetic(precision, fixed_shapes=False)
     try:
         peak = measure_step(spec, clip, clips_per_gpu=clips, precision=precision, device=device)
     except RunError as error:

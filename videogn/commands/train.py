@@ -36,6 +36,7 @@ from videogn.data.annotations import spread
 from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
 from videogn.distributed import World, from_first_rank, gather_over_ranks, joined_world
+from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.checkpoint import TrainingState
 from videogn.engine.lock import run_lock
 from videogn.engine.memory import MemoryPlan, check_memory
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     timeout = loaded.config.train.timeout
     with joined_world(COLLECTIVE_FACTOR * timeout) as world:
         prepared = prepare(loaded, world.size)
+        set_arithmetic(prepared.config.train.precision, fixed_shapes=True)
         if arguments.dry_run:
             return dry_run(prepared, world)
         with _locked(prepared.folder, world), Watchdog(world, timeout) as watch:

@@ -34,6 +34,12 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 """Name -> the type that autocast computes convolutions in."""
 
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of a precision's tensors: tf32 is a way to compute with float32 ones."""
+    return torch.float32 if precision == "tf32" else PRECISIONS[precision]
+
+
 TRACED_BATCHES = (2, 3)
 """Batches whose steps are played through; not 1, of which batch norm may have a single value."""
 
@@ -170,7 +176,7 @@ def check_memory(
 
     Args:
         clip: (T, H, W).
-        precision: a key of :data:`PRECISIONS`.
+        precision: a key of :data:`PRECISIONS`, or tf32.
         local_ranks: processes of the job on this machine, which share its memory on a CPU.
         averaged: whether an average of the weights is kept.
 
@@ -200,7 +206,7 @@ def predict_memory(
         device: ``cuda`` or ``cpu``, whose autocast differ.
     """
     return step_memory(
-        meta_network(spec), clip, PRECISIONS[precision], device=device, averaged=averaged
+        meta_network(spec), clip, dtype_of(precision), device=device, averaged=averaged
     )
 
 
@@ -298,7 +304,7 @@ def _two_steps(
     optimizer = build_optimizer(
         network, learning_rate=1e-9, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0
     )
-    dtype = PRECISIONS[precision]
+    dtype = dtype_of(precision)
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         casts = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
