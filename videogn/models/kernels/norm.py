@@ -111,6 +111,42 @@ def batch_norm(
     return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, False)
 
 
+def group_norm_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(var + eps) of every group of every sample, (N, G); without gradient."""
+    return _norm_stats(x.detach(), num_groups, False, eps)
+
+
+def batch_norm_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Those of every channel over the batch, (1, C), which move the running ones; no gradient."""
+    mean, rstd = _norm_stats(x.detach(), x.shape[1], True, eps)
+    _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, x.numel() // x.shape[1])
+    return mean, rstd
+
+
+def stored_statistics(
+    running_mean: Tensor, running_var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Running statistics in the form of the others, (1, C); for ``fixed`` ones."""
+    return running_mean.float()[None], torch.rsqrt(running_var.float() + eps)[None]
+
+
+def activate(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    fixed: bool = False,
+) -> Tensor:
+    """relu((x - mean) * rstd * weight + bias + residual), by statistics of x or ``fixed`` ones."""
+    return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, fixed)
+
+
 @torch.no_grad()
 def _update(
     running_mean: Tensor,
