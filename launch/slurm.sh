@@ -49,13 +49,22 @@ while kill -0 "$ranks" 2>/dev/null; do
   wait "$ranks" || code=$?
 done
 
-# A job that its user has cancelled saves too, but shall not come back: it is no longer RUNNING.
-state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T)
-if [ "$code" -eq 75 ] && [ "$state" = RUNNING ]; then
+# Slurm's controller may be too busy to answer, or be restarted, just when many jobs are preempted.
+insist() {
+  for pause in 5 10 20 0; do
+    "$@" && return
+    sleep "$pause"
+  done
+  return 1
+}
+
+if [ "$code" -eq 75 ]; then
+  # A job that its user has cancelled saves too, but shall not come back: it is no longer RUNNING.
+  state=$(insist squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T) || state=unknown
   # A batch script that ends of itself counts as done or failed; only a requeued job comes again.
-  if scontrol requeue "$SLURM_JOB_ID"; then
+  if [ "$state" = RUNNING ] && insist scontrol requeue "$SLURM_JOB_ID"; then
     sleep 300 # Slurm ends this script
-  else
+  elif [ "$state" = RUNNING ] || [ "$state" = unknown ]; then
     echo "videogn: saved, but not put into the queue again; submit the same job to go on" >&2
   fi
 fi

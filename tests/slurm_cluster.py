@@ -14,6 +14,8 @@ from pathlib import Path
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 SBIN = "/usr/sbin:/sbin"
 
+# On a busy machine an answer takes longer than the usual ten seconds. Numbers of jobs, from which
+# ports follow, differ from those of another such cluster on the machine.
 CONFIG = """\
 ClusterName=videogn
 SlurmctldHost={host}(127.0.0.1)
@@ -29,6 +31,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
 KillWait=5
+MessageTimeout=60
+FirstJobId={first_job}
 OverTimeLimit=0
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -55,7 +59,10 @@ def _path() -> str:
 
 def _free_ports(count: int) -> list[int]:
     """A row of ports that nobody listens to, below those that the system hands out."""
-    for first in range(18_000, 19_000, count):
+    # Clusters that start at the same time look at different ports first.
+    starts = list(range(18_000, 19_000, count))
+    own = os.getpid() % len(starts)
+    for first in starts[own:] + starts[:own]:
         with suppress(OSError):
             for port in range(first, first + count):
                 with socket.socket() as probe:
@@ -75,7 +82,7 @@ class Cluster:
     folder: Path
     environment: dict[str, str]
 
-    def call(self, *words: str, timeout: float = 60) -> str:
+    def call(self, *words: str, timeout: float = 150) -> str:
         """The standard output of one of Slurm's commands."""
         return subprocess.run(
             words,
@@ -114,7 +121,15 @@ def start(folder: Path, more_environment: dict[str, str]) -> Cluster:
     config = folder / "slurm.conf"
     host, user = socket.gethostname().partition(".")[0], getpass.getuser()
     config.write_text(
-        CONFIG.format(folder=folder, host=host, user=user, port=port, first=first, last=last)
+        CONFIG.format(
+            folder=folder,
+            host=host,
+            user=user,
+            port=port,
+            first=first,
+            last=last,
+            first_job=port * 10,
+        )
     )
     cluster = Cluster(
         folder,
@@ -139,7 +154,7 @@ def start(folder: Path, more_environment: dict[str, str]) -> Cluster:
     _daemon(cluster, "slurmctld", "-c")
     for node in ("n1", "n2"):
         _daemon(cluster, "slurmd", "-N", node)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while cluster.call("sinfo", "-N", "--noheader", "-plow", "-o%t").split() != ["idle"] * 2:
         assert time.monotonic() < end, cluster.call("sinfo")
         time.sleep(0.5)
@@ -150,7 +165,7 @@ def _daemon(cluster: Cluster, *words: str) -> None:
     """Start what goes to the background by itself; it would hold a pipe open."""
     with (cluster.folder / "daemons.log").open("a") as log:
         subprocess.run(
-            words, env=cluster.environment, stdout=log, stderr=log, timeout=30, check=True
+            words, env=cluster.environment, stdout=log, stderr=log, timeout=120, check=True
         )
 
 

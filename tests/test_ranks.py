@@ -1,5 +1,8 @@
 """Places of processes, read from variables as torchrun and a real Slurm 22.05 set them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from videogn import ranks
@@ -119,18 +122,100 @@ def test_a_step_meets_on_its_first_node(monkeypatch) -> None:
     others = ({"SLURM_JOB_ID": "72"}, {"SLURM_STEP_ID": "1"})
     assert port not in [meeting_point(STEP | other)[1] for other in others]
     assert meeting_point(STEP | {"SLURM_STEP_NUM_NODES": "1"})[0] == "127.0.0.1"
+    assert meeting_point(STEP | {"SLURM_NODEID": "0"}) == ("127.0.0.1", port)
     assert meeting_point(STEP | {"MASTER_ADDR": "a", "MASTER_PORT": "1234"}) == ("a", 1234)
 
 
 def test_what_is_missing_to_meet_is_named(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(ranks, "_resolves", lambda name: False)
+    ranks._address_from_slurm.cache_clear()
     for environment, said in (
         ({}, "neither MASTER_ADDR nor SLURM_STEP_NODELIST"),
         ({"MASTER_ADDR": "a"}, "neither MASTER_PORT nor SLURM_JOB_ID"),
         ({"MASTER_ADDR": "a", "MASTER_PORT": "70000"}, "MASTER_PORT='70000', not a port"),
-        (STEP, "first node 'n1' has no address here; set MASTER_ADDR"),
+        (
+            STEP,
+            "first node 'n1' has no address here, and none from scontrol: "
+            "No such file or directory: scontrol; set MASTER_ADDR",
+        ),
     ):
         with pytest.raises(RunError) as error:
             meeting_point(environment)
         assert said in str(error.value)
+
+
+Slurm = Callable[..., Path]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """Puts a scontrol of some lines in front; it counts its calls in the file returned."""
+
+    def put(*lines: str) -> Path:
+        calls = tmp_path / "calls"
+        program = tmp_path / "scontrol"
+        program.write_text("\n".join(["#!/bin/sh", f"echo \"$@\" >>'{calls}'", *lines, ""]))
+        program.chmod(0o755)
+        return calls
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(ranks, "_resolves", lambda name: False)
+    monkeypatch.setattr(ranks, "SLURM_PAUSE_SECONDS", 0.01)
+    ranks._address_from_slurm.cache_clear()
+    return put
+
+
+# What Slurm 22.05 prints while its controller is stopped, has ended, or knows no such node.
+SILENT = "slurm_load_node error: Socket timed out on send/recv operation"
+DOWN = "slurm_load_node error: Unable to contact slurm controller (connect failure)"
+UNKNOWN = "Node n1 not found"
+FOUND = "NodeName=n1 Arch=x86_64 ActiveFeatures=(null) NodeAddr=10.9.0.7 NodeHostName=vm Port=17001"
+
+
+def test_slurm_is_asked_until_it_answers_and_then_no_more(slurm: Slurm, tmp_path: Path) -> None:
+    calls = slurm(
+        f"if [ $(wc -l <'{tmp_path}/calls') -lt 3 ]; then echo '{SILENT}' >&2; exit 1; fi",
+        f"echo '{FOUND}'",
+    )
+    # Every connection to the store asks for its address.
+    assert [meeting_point(STEP)[0] for _ in range(3)] == ["10.9.0.7"] * 3
+    assert calls.read_text().splitlines() == ["show node --oneliner n1"] * 3
+
+
+def reason_given() -> str:
+    with pytest.raises(RunError) as error:
+        meeting_point(STEP)
+    before, _, after = str(error.value).partition(" from scontrol: ")
+    assert before == "the step's first node 'n1' has no address here, and none"
+    reason, _, remedy = after.rpartition("; ")
+    assert remedy == "set MASTER_ADDR to the host of rank 0"
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"echo '{DOWN}' >&2; exit 1", DOWN),
+        (f"echo '{UNKNOWN}'; exit 1", UNKNOWN),
+        ("exit 3", "it ended with code 3 and said nothing"),
+        ("echo NodeAddr='(null)' NodeHostName=vm", "NodeAddr=(null) NodeHostName=vm"),
+    ],
+)
+def test_slurms_own_words_tell_why_there_is_no_address(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    monkeypatch.setattr(ranks, "SLURM_SECONDS", 0.1)
+    calls = slurm(line)
+    assert reason_given() == said
+    asked = calls.read_text()
+    # A rank that has failed so looks for the store again, to say it once for all.
+    assert reason_given() == said
+    assert calls.read_text() == asked
+
+
+def test_a_scontrol_that_hangs_is_ended(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "SLURM_SECONDS", 0.1)
+    monkeypatch.setattr(ranks, "SLURM_CALL_SECONDS", 0.1)
+    slurm("exec sleep 60")
+    assert reason_given() == "no answer in 0.1 s"

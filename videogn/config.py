@@ -212,12 +212,12 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Parts of the network that are not trained, such as ``blocks.0``, as `videogn info` lists
     them."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: autocast in the forward pass; weights, losses and updates stay fp32. fp16 scales
-    the loss."""
+    the loss. tf32: GPUs round the factors of products to ten bits of mantissa; fp32 does not."""
     memory_format: Literal["auto", "contiguous", "channels_last_3d"] = "auto"
     """Order of the network's tensors in memory. ``auto``: channels_last_3d on GPUs, but for GN, LN
-    and IN, which torch would copy back before each layer."""
+    and IN without ``compute.norms=fused``, which torch would copy back before each layer."""
     compile: bool = False
     """Let torch.compile translate the network: minutes at the start, for faster steps."""
     precise_bn_batches: NonNegativeInt = 200
@@ -280,10 +280,31 @@ class TestConfig:
     average: Literal["prob", "logit", "max"] = "prob"
     """How views become the score of their video: the mean of softmax scores (the paper's), of
     scores before softmax, or the highest softmax score of each class."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32, which is
+    float32 on a GPU too; ``tf32`` is what torch computes there by itself."""
     views_per_pass: PositiveInt | None = None
     """Views of one video in a forward pass; as many as fit the memory where not given."""
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the network is computed, in training and testing; what it computes stays the same."""
+
+    __pydantic_config__ = STRICT
+
+    norms: Literal["auto", "fused", "eager"] = "auto"
+    """``fused``: norm, residual sum and ReLU as one Triton kernel; ``eager``: torch's layers.
+    ``auto``: fused on GPUs with Triton."""
+    convolutions: Literal["auto", "3d", "2d"] = "auto"
+    """``3d``: torch's 3D convolutions; ``2d``: the same memory seen as 2D convolutions and matrix
+    products, for channels-last tensors. ``auto``: what was measured to be faster."""
+    recompute: Literal["none", "act", "act+conv_c", "block"] = "none"
+    """What the backward pass computes again instead of keeping it: the activations between a
+    block's convolutions; those and the output of its last convolution; whole blocks."""
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: on one GPU with
+    fused norms."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +318,7 @@ class Config:
     clip: ClipConfig = field(default_factory=ClipConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     out: str = ""
     """Run folder; ``runs/<name of the config file>`` where empty."""

@@ -7,8 +7,10 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from videogn.errors import RunError
 
@@ -22,6 +24,13 @@ SLURM = (
 )
 LAUNCHER = "VIDEOGN_LAUNCHER"
 """Set by ``--gpus``: the process id of the launcher, which holds the job's store."""
+
+SLURM_SECONDS = 60.0
+"""So long Slurm is asked again. Its controller may be busy, or be restarted, when a job starts; its
+own commands give up after 10 seconds."""
+SLURM_CALL_SECONDS = 30.0
+"""A call without an answer is ended then: Slurm's commands never end while munge hangs."""
+SLURM_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ def meeting_point(environment: Mapping[str, str] = os.environ) -> tuple[str, int
     """Host and port of the job's store.
 
     MASTER_ADDR and MASTER_PORT where set; under ``srun`` otherwise the step's first node, and a
-    port that follows from the numbers of job and step.
+    port that follows from the numbers of job and step. May take a minute or two where the node's
+    name means nothing here and Slurm does not answer.
 
     Raises:
         RunError: they are neither set nor to be had from Slurm.
@@ -170,10 +180,19 @@ def _first_node(environment: Mapping[str, str]) -> str:
             "the environment sets neither MASTER_ADDR nor SLURM_STEP_NODELIST; set MASTER_ADDR to "
             "the host of rank 0"
         )
-    if environment.get("SLURM_STEP_NUM_NODES") == "1":
+    if environment.get("SLURM_STEP_NUM_NODES") == "1" or environment.get("SLURM_NODEID") == "0":
+        # The store listens to every address of its host, where rank 0 is.
         return "127.0.0.1"
     name = first_host(nodes)
-    return name if _resolves(name) else _address_from_slurm(name)
+    if _resolves(name):
+        return name
+    address, reason = _address_from_slurm(name)
+    if not address:
+        raise RunError(
+            f"the step's first node {name!r} has no address here, and none from scontrol: "
+            f"{reason}; set MASTER_ADDR to the host of rank 0"
+        )
+    return address
 
 
 def _resolves(name: str) -> bool:
@@ -184,24 +203,49 @@ def _resolves(name: str) -> bool:
     return True
 
 
-def _address_from_slurm(name: str) -> str:
-    """The address under which Slurm itself reaches a node whose name means nothing to others."""
+@cache
+def _address_from_slurm(name: str) -> tuple[str, str]:
+    """The address under which Slurm itself reaches a node whose name means nothing to others.
+
+    Asked once for each process, which comes here again for every connection.
+
+    SLURM_LAUNCH_NODE_IPADDR is no substitute: it is the host of ``srun``, which need not be the
+    step's first node.
+
+    Returns:
+        The address, empty where there is none; and in that case why.
+    """
+    end = time.monotonic() + SLURM_SECONDS
+    while True:
+        try:
+            address, reason = _ask_slurm(name)
+        except OSError as error:
+            return "", f"{error.strerror}: {error.filename}"
+        if address or time.monotonic() >= end:
+            return address, reason
+        time.sleep(SLURM_PAUSE_SECONDS)
+
+
+def _ask_slurm(name: str) -> tuple[str, str]:
+    """As :func:`_address_from_slurm`, in one try; OSError where there is no scontrol."""
     try:
-        words = subprocess.run(
+        done = subprocess.run(
             ["scontrol", "show", "node", "--oneliner", name],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=30,
-            check=True,
-        ).stdout.split()
-    except (OSError, subprocess.SubprocessError):
-        words = []
-    for word in words:
-        if word.startswith("NodeAddr="):
-            return word.partition("=")[2]
-    raise RunError(
-        f"the step's first node {name!r} has no address here; set MASTER_ADDR to the host of rank 0"
-    )
+            errors="replace",
+            timeout=SLURM_CALL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "", f"no answer in {SLURM_CALL_SECONDS:g} s"
+    for word in done.stdout.split():
+        key, _, address = word.partition("=")
+        if key == "NodeAddr" and address not in ("", "(null)"):
+            return address, ""
+    said = " ".join((done.stderr.strip() or done.stdout.strip()).split())
+    return "", said[:300] or f"it ended with code {done.returncode} and said nothing"
 
 
 def _port_of_step(environment: Mapping[str, str]) -> str:

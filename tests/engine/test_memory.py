@@ -87,7 +87,7 @@ def test_lines_hold_at_batches_that_were_not_traced(norm, dtype):
     network = on_meta(lambda: small(norm))
     predicted = step_memory(network, SMALL, dtype)
     for batch in (4, 11):
-        trace = memory._trace(network, (batch, *SMALL), dtype, "cuda")
+        trace = memory._trace(network, (batch, *SMALL), dtype, "cuda", torch.contiguous_format)
         update = 2 * 4 * sum(p.numel() for p in network.parameters())
         assert predicted.allocated.peak(batch) == max(*trace.allocated, update)
         assert predicted.with_workspace.peak(batch) == max(*trace.with_workspace, update)
@@ -276,7 +276,7 @@ def test_peak_is_near_that_of_the_real_allocator():
     @contextmanager
     def around(network, optimizer):
         with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             yield
         profiles.append(profile)

@@ -79,11 +79,19 @@ def start_again_now(cluster: Cluster, job: str) -> None:
     """Shorten the two minutes for which Slurm holds a requeued job back, until it runs again."""
     words = ["scontrol", "update", f"jobid={job}", "starttime=now"]
     end = time.monotonic() + 300
-    # Refused while the first try is still being cleared away.
-    while cluster.field(job, "Restarts") == "0" or cluster.field(job, "JobState") == "PENDING":
+    while cluster.field(job, "Restarts") == "0":
         assert time.monotonic() < end, cluster.call("scontrol", "show", "job", job)
-        subprocess.run(words, env=cluster.environment, capture_output=True, timeout=30, check=False)
+        time.sleep(0.5)
+    # A node tells a job that was ended from the one that is to start by the second alone.
+    time.sleep(2)
+    # Refused while the first try is still being cleared away.
+    while (state := cluster.field(job, "JobState")) == "PENDING":
+        assert time.monotonic() < end, cluster.call("scontrol", "show", "job", job)
+        subprocess.run(
+            words, env=cluster.environment, capture_output=True, timeout=150, check=False
+        )
         time.sleep(2)
+    assert state != "FAILED", cluster.call("scontrol", "show", "job", job)
 
 
 def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:

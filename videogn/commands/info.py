@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
+from videogn.commands.run_parts import train_execution
 from videogn.commands.setup import spec_of, views_of
 from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.protocols import PROTOCOLS
+from videogn.engine.arithmetic import set_arithmetic
+from videogn.engine.compute import A_GPU, Machine
 from videogn.engine.memory import (
     CARD_RESERVE,
     CARDS_GB,
@@ -113,7 +116,9 @@ def inspect(config: Config) -> Info:
         view=view,
         view_cost=view_cost,
         num_views=math.prod(views_of(config.test)),
-        training=predict_memory(spec, size, config.train.precision),
+        training=predict_memory(
+            spec, size, config.train.precision, execution=train_execution(config, spec, A_GPU)
+        ),
         weight_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
     )
 
@@ -241,8 +246,13 @@ def show_memory(config: Config, *, as_json: bool, averaged: bool) -> int:
         UserError: the network cannot be built, or the clips are too small for it.
     """
     # First, so that nothing is printed of a config that is wrong.
+    spec = spec_of(config.model)
     mine = predict_memory(
-        spec_of(config.model), clip_size(config), config.train.precision, averaged=averaged
+        spec,
+        clip_size(config),
+        config.train.precision,
+        execution=train_execution(config, spec, A_GPU),
+        averaged=averaged,
     )
     rows = memory_rows(config, averaged=averaged)
     if as_json:
@@ -262,7 +272,9 @@ def memory_rows(config: Config, *, averaged: bool = False) -> Iterator[MemoryRow
     for norm in NORMS:
         for names in same_size.values():
             try:
-                step = predict_memory(replace(spec, norm=norm), size, names[0], averaged=averaged)
+                other = replace(spec, norm=norm)
+                execution = train_execution(config, other, A_GPU, precision=names[0])
+                step = predict_memory(other, size, names[0], execution=execution, averaged=averaged)
             except UserError:  # such as groups that do not divide the channels
                 continue
             yield MemoryRow(norm, tuple(names), step)
@@ -315,11 +327,20 @@ def _measured(config: Config) -> str:
     where = torch.cuda.get_device_name(device)
     spec, clip, clips = spec_of(config.model), clip_size(config), config.train.clips_per_gpu
     precision = config.train.precision
+    set_arithmetic(precision, fixed_shapes=False)
+    execution = train_execution(config, spec, Machine.of(device))
     try:
-        peak = measure_step(spec, clip, clips_per_gpu=clips, precision=precision, device=device)
+        peak = measure_step(
+            spec,
+            clip,
+            clips_per_gpu=clips,
+            precision=precision,
+            device=device,
+            execution=execution,
+        )
     except RunError as error:
         return f"on {where}: {error}"
-    predicted = predict_memory(spec, clip, precision).peak(clips)
+    predicted = predict_memory(spec, clip, precision, execution=execution).peak(clips)
     return f"{_gib(peak)} in two steps on {where}: {peak / predicted:.0%} of the prediction"
 
 

@@ -27,6 +27,8 @@ from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
 from videogn.distributed import World, any_rank
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
+from videogn.engine.compute import Machine, choose_execution, uses_graphs
+from videogn.engine.graphs import replayed
 from videogn.engine.mixing import make_mixing
 from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import TrainPlan
@@ -35,15 +37,11 @@ from videogn.engine.runs import RunFolder
 from videogn.engine.trainer import Run, ValidateNow, set_training, wrap_for_ranks
 from videogn.engine.validation import Validation, autocast, validate
 from videogn.errors import ConfigError
+from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, load_backbone
 from videogn.stopping import stop_request
 from videogn.watchdog import Stage
-
-COPIED_BY_TORCH = ("gn", "ln", "in")
-"""Norms whose kernels on a GPU take contiguous tensors only."""
-VIDEO_FAMILIES = ("i3d", "zoo")
-"""Networks of 3D convolutions."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,17 @@ def build_run(
     network = build_model(config.model, config.seed)
     if prepared.weights is not None and resume_from is None:
         load_backbone(network, prepared.info.spec, prepared.weights)
-    layout = memory_format(config.train, prepared.info.spec, world.device)
-    network.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+    execution = train_execution(config, prepared.info.spec, Machine.of(world.device))
+    network, layout = execution.apply(network, world.device), execution.memory_format
     freeze(network, config.train.freeze)
     trained = _trained(network, config.train, plan, world.device)
     state = TrainingState(iteration=0, global_batch=plan.global_batch)
     if resume_from is not None:
         state = load_checkpoint(resume_from, trained, prepared.info)
-    model = wrap_for_ranks(network, world)
     train = config.train
     run = Run(
         trained=trained,
-        model=_compiled(model) if train.compile else model,
+        model=_callable(prepared, network, world, execution),
         info=prepared.info,
         plan=plan,
         recipe=train,
@@ -114,23 +111,56 @@ def build_run(
     return run, state
 
 
+def _callable(
+    prepared: Prepared, network: nn.Module, world: World, execution: Execution
+) -> nn.Module:
+    """The network as the step calls it."""
+    config, model = prepared.config, network
+    graphs = uses_graphs(
+        config.compute,
+        execution,
+        Machine.of(world.device),
+        world_size=world.size,
+        accumulation=prepared.plan.accumulation,
+        compiled=config.train.compile,
+    )
+    if graphs:
+        set_training(network, network, config.train.freeze)
+        side = config.clip.crop_size
+        shape = (config.train.clips_per_gpu, 3, config.clip.num_frames, side, side)
+        clips = torch.zeros(shape, device=world.device)
+        clips = clips.contiguous(memory_format=execution.memory_format)
+        model = replayed(network, clips, config.train.precision)
+    model = wrap_for_ranks(model, world)
+    return _compiled(model) if config.train.compile else model
+
+
 def _compiled(model: nn.Module) -> nn.Module:
     compiled: nn.Module = torch.compile(model)  # type: ignore[assignment]
     return compiled
 
 
-def memory_format(
-    train: TrainConfig, spec: NetworkSpec, device: torch.device
-) -> torch.memory_format:
-    """The order of the network's tensors in memory that a recipe asks for."""
-    chosen = train.memory_format
-    if chosen == "auto":
-        lasts = device.type == "cuda" and spec.norm not in COPIED_BY_TORCH
-        chosen = "channels_last_3d" if lasts and spec.family in VIDEO_FAMILIES else "contiguous"
-    return {
-        "contiguous": torch.contiguous_format,
-        "channels_last_3d": torch.channels_last_3d,
-    }[chosen]
+def train_execution(
+    config: Config, spec: NetworkSpec, machine: Machine, *, precision: str | None = None
+) -> Execution:
+    """The form in which a config's network trains.
+
+    Args:
+        spec: the network, perhaps with another norm.
+        precision: another than the config's.
+
+    Raises:
+        ConfigError: as :func:`choose_execution`.
+    """
+    train = config.train
+    return choose_execution(
+        config.compute,
+        spec,
+        machine,
+        precision=precision or train.precision,
+        memory_format=train.memory_format,
+        compiled=train.compile,
+    )
 
 
 def freeze(network: nn.Module, names: tuple[str, ...]) -> None:

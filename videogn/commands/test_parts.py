@@ -38,6 +38,7 @@ from videogn.data.dataset import TestDataset, VideoViews
 from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
+from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.evaluator import Scorer, VideoScore, fastest_format
 from videogn.engine.journal import Journal
 from videogn.engine.lock import run_lock
@@ -232,6 +233,8 @@ class Job:
     def run(self, world: World, watch: Watchdog) -> int:
         """Score what is not scored yet, on this rank and the others."""
         prepared, waits = self.prepared, Waits()
+        # Videos have many shapes, and measuring for each would take longer than it gains.
+        set_arithmetic(prepared.precision, fixed_shapes=False)
         listed = Listed(
             num_videos=len(prepared.videos.records),
             journal=self.journal,

@@ -17,6 +17,7 @@ from videogn.commands.run_parts import (
     build_run,
     freeze,
     train_batches,
+    train_execution,
     validation,
 )
 from videogn.commands.setup import (
@@ -36,7 +37,9 @@ from videogn.data.annotations import spread
 from videogn.data.limits import limited_memory
 from videogn.data.list_checks import VideoRecord
 from videogn.distributed import World, from_first_rank, gather_over_ranks, joined_world
+from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.checkpoint import TrainingState
+from videogn.engine.compute import Machine
 from videogn.engine.lock import run_lock
 from videogn.engine.memory import MemoryPlan, check_memory
 from videogn.engine.plan import TrainPlan, make_plan
@@ -46,6 +49,7 @@ from videogn.engine.runs import RunFolder, RunLog, check_folder, check_lists, cl
 from videogn.engine.trainer import Run, set_training, train, train_step
 from videogn.errors import DecodeError, RunError
 from videogn.files import write_text
+from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import check_backbone, read_weights
 from videogn.stopping import EXIT_CODE, stop_request
@@ -79,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     timeout = loaded.config.train.timeout
     with joined_world(COLLECTIVE_FACTOR * timeout) as world:
         prepared = prepare(loaded, world.size)
+        set_arithmetic(prepared.config.train.precision, fixed_shapes=True)
         if arguments.dry_run:
             return dry_run(prepared, world)
         with _locked(prepared.folder, world), Watchdog(world, timeout) as watch:
@@ -203,6 +208,11 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     return EXIT_CODE
 
 
+def _execution(prepared: Prepared, world: World) -> Execution:
+    """The form in which the network trains on this device."""
+    return train_execution(prepared.config, prepared.info.spec, Machine.of(world.device))
+
+
 def _memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
     """What a step needs of this device, refused where it cannot be."""
     clip, train = prepared.config.clip, prepared.config.train
@@ -212,6 +222,7 @@ def _memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
         clips_per_gpu=train.clips_per_gpu,
         precision=train.precision,
         device=world.device,
+        execution=_execution(prepared, world),
         local_ranks=world.local_size,
         averaged=train.ema_decay is not None,
     )
@@ -232,7 +243,7 @@ def _tell_stopped(run: Run, state: TrainingState) -> None:
 
 
 def _announce(prepared: Prepared, run: Run, state: TrainingState) -> None:
-    for line in (*_header(prepared), *prepared.plan.lines()):
+    for line in (*_header(prepared, run.world), *prepared.plan.lines()):
         run.report(line)
     if state.iteration:
         run.report(
@@ -253,7 +264,7 @@ def _announce(prepared: Prepared, run: Run, state: TrainingState) -> None:
     log.write("start", {"iteration": state.iteration, **values})
 
 
-def _header(prepared: Prepared) -> Iterator[str]:
+def _header(prepared: Prepared, world: World) -> Iterator[str]:
     spec, info = prepared.info.spec, prepared.info
     layout = f", layout {spec.layout}" if spec.family == "i3d" else ""
     yield (
@@ -261,6 +272,7 @@ def _header(prepared: Prepared) -> Iterator[str]:
         f"{spec.num_classes} classes"
     )
     yield f"weights     {prepared.config.model.weights or 'random'}"
+    yield f"compute     {_execution(prepared, world)}"
     yield f"input       mean {_triple(info.mean)}  std {_triple(info.std)}"
     num_val = len(prepared.val_list.records) if prepared.val_list else 0
     yield f"videos      {prepared.plan.num_videos:,} to train on, {num_val:,} to validate on"
@@ -295,7 +307,7 @@ def dry_run(prepared: Prepared, world: World) -> int:
     if not world.is_main:
         return 0
     config, plan = prepared.config, prepared.plan
-    for line in (*_header(prepared), *plan.lines()):
+    for line in (*_header(prepared, world), *plan.lines()):
         _say(line)
     records = [
         *prepared.train_list.records,

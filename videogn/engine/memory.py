@@ -23,6 +23,7 @@ from videogn.engine.allocations import Allocations, MetaAutocast, tensor_bytes
 from videogn.engine.optim import build_optimizer
 from videogn.errors import RunError
 from videogn.models.build import build_network
+from videogn.models.execution import EAGER, Execution
 from videogn.models.formats import VIDEO
 from videogn.models.spec import NetworkSpec
 from videogn.models.summary import meta_network
@@ -33,6 +34,12 @@ PRECISIONS: dict[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 """Name -> the type that autocast computes convolutions in."""
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of a precision's tensors: tf32 is a way to compute with float32 ones."""
+    return torch.float32 if precision == "tf32" else PRECISIONS[precision]
+
 
 TRACED_BATCHES = (2, 3)
 """Batches whose steps are played through; not 1, of which batch norm may have a single value."""
@@ -163,6 +170,7 @@ def check_memory(
     clips_per_gpu: int,
     precision: str,
     device: torch.device,
+    execution: Execution = EAGER,
     local_ranks: int = 1,
     averaged: bool = False,
 ) -> MemoryPlan:
@@ -170,7 +178,8 @@ def check_memory(
 
     Args:
         clip: (T, H, W).
-        precision: a key of :data:`PRECISIONS`.
+        precision: a key of :data:`PRECISIONS`, or tf32.
+        execution: the form in which the network trains.
         local_ranks: processes of the job on this machine, which share its memory on a CPU.
         averaged: whether an average of the weights is kept.
 
@@ -178,7 +187,9 @@ def check_memory(
         RunError: naming the largest number of clips per GPU that fits.
         UserError: the network cannot be built, or the clips are too small for it.
     """
-    step = predict_memory(spec, clip, precision, device=device.type, averaged=averaged)
+    step = predict_memory(
+        spec, clip, precision, device=device.type, execution=execution, averaged=averaged
+    )
     sharing = local_ranks if device.type == "cpu" else 1
     plan = MemoryPlan(step, clips_per_gpu, available_bytes(device) // sharing)
     plan.check()
@@ -191,6 +202,7 @@ def predict_memory(
     precision: str,
     *,
     device: str = "cuda",
+    execution: Execution = EAGER,
     averaged: bool = False,
 ) -> StepMemory:
     """Play a training step through and say what memory it needs.
@@ -198,9 +210,16 @@ def predict_memory(
     Args:
         clip: (T, H, W).
         device: ``cuda`` or ``cpu``, whose autocast differ.
+        execution: the form in which the network trains.
     """
+    network = execution.apply(meta_network(spec))
     return step_memory(
-        meta_network(spec), clip, PRECISIONS[precision], device=device, averaged=averaged
+        network,
+        clip,
+        dtype_of(precision),
+        device=device,
+        memory_format=execution.memory_format,
+        averaged=averaged,
     )
 
 
@@ -210,10 +229,13 @@ def step_memory(
     dtype: torch.dtype,
     *,
     device: str = "cuda",
+    memory_format: torch.memory_format = torch.contiguous_format,
     averaged: bool = False,
 ) -> StepMemory:
     """The memory of a training step of a network on the meta device."""
-    traces = [_trace(network, (batch, *clip), dtype, device) for batch in TRACED_BATCHES]
+    traces = [
+        _trace(network, (batch, *clip), dtype, device, memory_format) for batch in TRACED_BATCHES
+    ]
     allocated = _lines([trace.allocated for trace in traces])
     with_workspace = _lines([trace.with_workspace for trace in traces])
     trained = sum(tensor_bytes(p) for p in network.parameters() if p.requires_grad)
@@ -249,6 +271,7 @@ def measure_step(
     clips_per_gpu: int,
     precision: str,
     device: torch.device,
+    execution: Execution = EAGER,
 ) -> int:
     """Train two steps of random clips on a GPU and return the most bytes that torch held.
 
@@ -263,7 +286,7 @@ def measure_step(
     before, available = torch.cuda.memory_allocated(device), available_bytes(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        _two_steps(spec, (clips_per_gpu, *clip), precision, device)
+        _two_steps(spec, (clips_per_gpu, *clip), precision, device, execution)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     except RuntimeError as error:
@@ -273,7 +296,7 @@ def measure_step(
         # The error holds the tensors of the step that failed, and is gone by now.
         gc.collect()
         torch.cuda.empty_cache()
-    step = predict_memory(spec, clip, precision, device=device.type)
+    step = predict_memory(spec, clip, precision, device=device.type, execution=execution)
     raise out_of_memory(MemoryPlan(step, clips_per_gpu, available))
 
 
@@ -291,18 +314,22 @@ def out_of_memory(plan: MemoryPlan) -> RunError:
 
 
 def _two_steps(
-    spec: NetworkSpec, batch: tuple[int, int, int, int], precision: str, device: torch.device
+    spec: NetworkSpec,
+    batch: tuple[int, int, int, int],
+    precision: str,
+    device: torch.device,
+    execution: Execution,
 ) -> None:
     """Two, because momentum exists from the end of the first one on."""
-    network = build_network(spec).to(device).train()
+    network = execution.apply(build_network(spec), device).train()
     optimizer = build_optimizer(
         network, learning_rate=1e-9, momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0
     )
-    dtype = PRECISIONS[precision]
+    dtype = dtype_of(precision)
     for _ in range(2):
         optimizer.zero_grad(set_to_none=True)
         casts = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-        _play_step(network, batch, device, casts)
+        _play_step(network, batch, device, casts, execution.memory_format)
         optimizer.step()
 
 
@@ -311,6 +338,7 @@ def _play_step(
     batch: tuple[int, int, int, int],
     device: torch.device,
     casts: AbstractContextManager[object],
+    memory_format: torch.memory_format,
     between: Callable[[], None] = lambda: None,
 ) -> None:
     """Forward and backward pass as :func:`videogn.engine.trainer.train_step` has them.
@@ -318,11 +346,13 @@ def _play_step(
     Args:
         batch: (B, T, H, W).
         casts: what the network is called in.
+        memory_format: of the clips.
         between: called between the two passes.
     """
     num_clips, *size = batch
     pixels = torch.zeros(num_clips, *size, 3, dtype=torch.uint8, device=device)
     clips = normalize(pixels.permute(0, 4, 1, 2, 3), VIDEO.mean, VIDEO.std)
+    clips = clips.contiguous(memory_format=memory_format)
     del pixels
     labels = torch.zeros(num_clips, dtype=torch.long, device=device)
     with casts:
@@ -342,7 +372,11 @@ class _Trace:
 
 
 def _trace(
-    network: nn.Module, batch: tuple[int, int, int, int], dtype: torch.dtype, device: str
+    network: nn.Module,
+    batch: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    memory_format: torch.memory_format,
 ) -> _Trace:
     """Play a step of a network on the meta device and note what it allocates."""
     network.train()
@@ -360,6 +394,7 @@ def _trace(
             batch,
             torch.device("meta"),
             casts,
+            memory_format,
             lambda: kept.append(allocations.live),
         )
     return _Trace(allocations.allocated, allocations.with_workspace, kept[0])

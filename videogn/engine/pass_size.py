@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videogn.engine.allocations import Allocations, MetaAutocast
-from videogn.engine.memory import PRECISIONS, available_bytes
+from videogn.engine.memory import available_bytes, dtype_of
 from videogn.models.summary import on_meta
 
 SHARE = 0.7
@@ -100,7 +100,8 @@ def make_pass_size(
 @torch.inference_mode()
 def _counted(measure: Measure, view: tuple[int, int, int], precision: str) -> int:
     """Bytes that are alive at once in a pass of one view, by the allocations on the meta device."""
-    casts = MetaAutocast(PRECISIONS[precision], "cpu") if precision != "fp32" else nullcontext()
+    dtype = dtype_of(precision)
+    casts = MetaAutocast(dtype, "cpu") if dtype != torch.float32 else nullcontext()
     with Allocations([]) as allocations, casts:
         measure(torch.zeros((1, 3, *view), device="meta"))
     return int(max(allocations.with_workspace))
@@ -113,8 +114,8 @@ def _measured(
     """Bytes that a pass of one view takes on a GPU, by torch's own count."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    dtype = PRECISIONS[precision]
-    with torch.autocast("cuda", dtype=dtype, enabled=precision != "fp32"):
+    dtype = dtype_of(precision)
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32):
         measure(torch.zeros((1, 3, *view), device=device))
     torch.cuda.synchronize(device)
     return int(torch.cuda.max_memory_allocated(device)) - before

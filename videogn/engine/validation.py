@@ -35,10 +35,16 @@ class Validation:
     seconds: float
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 or fp16 autocast of the forward pass, or none."""
+def autocast(device: torch.device, precision: str, *, cache_enabled: bool = True) -> torch.autocast:
+    """bf16 or fp16 autocast of the forward pass, or none.
+
+    Args:
+        cache_enabled: whether a weight that is used twice is cast once.
+    """
     dtype = PRECISIONS.get(precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    return torch.autocast(
+        device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cache_enabled
+    )
 
 
 def validate(

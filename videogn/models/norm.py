@@ -227,6 +227,9 @@ NORMS: dict[str, Callable[[int, int, _Groups], nn.Module]] = {
 }
 """Name -> builder of one layer from its channels, its spatial dimensions and its groups."""
 
+GROUP_NORMS = ("gn", "ln", "in")
+"""Norms that torch's GroupNorm computes."""
+
 BATCH_NORMS = ("bn", "sync_bn", "frozen_bn")
 """Norms with stored statistics, whose weights may take each other's place."""
 

@@ -1,1 +1,4 @@
-"""Triton kernels as torch operators. Nothing is imported, and no kernel compiled, before use."""
+"""Fused layers for GPUs: Triton kernels and the operators that launch them.
+
+Nothing is imported here, so that a machine without Triton can import everything else.
+"""

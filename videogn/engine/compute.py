@@ -1,0 +1,162 @@
+"""Which form of a network is the fastest correct one on a device."""
+
+from dataclasses import dataclass
+
+import torch
+
+from videogn.config import ComputeConfig
+from videogn.engine.memory import dtype_of
+from videogn.errors import ConfigError
+from videogn.models.cudnn import conv3d_fault
+from videogn.models.execution import Execution
+from videogn.models.kernels.norm import is_available
+from videogn.models.norm import GROUP_NORMS
+from videogn.models.spec import NetworkSpec
+
+VIDEO_FAMILIES = ("i3d", "zoo")
+FUSED_NORMS = ("bn", "gn", "ln", "in")
+"""Values of ``model.norm`` that there are kernels for."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the choice depends on.
+
+    Attributes:
+        cuda: whether the network computes on a GPU.
+        kernels: whether Triton kernels run there.
+        cudnn: version of cuDNN as torch tells it; None where there is none.
+    """
+
+    cuda: bool
+    kernels: bool
+    cudnn: int | None
+
+    @staticmethod
+    def of(device: torch.device) -> "Machine":
+        """The machine of a device."""
+        cuda = device.type == "cuda"
+        version = torch.backends.cudnn.version() if cuda else None  # type: ignore[no-untyped-call]
+        return Machine(cuda, is_available(device), version)
+
+
+A_GPU = Machine(cuda=True, kernels=True, cudnn=None)
+"""Any GPU with Triton and a sound cuDNN, for plans made elsewhere."""
+
+
+def choose_execution(
+    compute: ComputeConfig,
+    spec: NetworkSpec,
+    machine: Machine,
+    *,
+    precision: str,
+    memory_format: str = "auto",
+    compiled: bool = False,
+) -> Execution:
+    """The form that a config asks for; what it leaves open is chosen by measurements.
+
+    Args:
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        memory_format: ``train.memory_format``.
+        compiled: whether torch.compile translates the network.
+
+    Raises:
+        ConfigError: there are no such kernels here, or cuDNN would compute wrong results.
+    """
+    video = spec.family in VIDEO_FAMILIES
+    norms = _norms(compute, spec, machine, video)
+    last = _is_channels_last(memory_format, norms, spec, machine, video)
+    convolutions = _convolutions(compute, machine, precision, last=last)
+    _check_recompute(compute.recompute, norms, spec, compiled)
+    return Execution(
+        norms=norms,
+        convolutions=convolutions,
+        recompute=compute.recompute,
+        memory_format=torch.channels_last_3d if last else torch.contiguous_format,
+    )
+
+
+def _norms(compute: ComputeConfig, spec: NetworkSpec, machine: Machine, video: bool) -> str:
+    fitting = video and spec.norm in FUSED_NORMS
+    if compute.norms == "auto":
+        return "fused" if fitting and machine.cuda and machine.kernels else "eager"
+    if compute.norms == "fused":
+        if not fitting:
+            raise ConfigError(
+                f"compute.norms=fused: there are kernels for {', '.join(FUSED_NORMS)} of video "
+                f"networks, not for model.norm={spec.norm} of model.arch={spec.arch}; set "
+                "compute.norms=auto"
+            )
+        if not machine.kernels:
+            raise ConfigError(
+                "compute.norms=fused: the kernels need a CUDA device and Triton, of which one is "
+                "missing here; set compute.norms=auto"
+            )
+    return compute.norms
+
+
+def _is_channels_last(
+    memory_format: str, norms: str, spec: NetworkSpec, machine: Machine, video: bool
+) -> bool:
+    if memory_format != "auto":
+        return memory_format == "channels_last_3d"
+    # torch's own group norm copies to contiguous and back before each layer.
+    suits = norms == "fused" or spec.norm not in GROUP_NORMS
+    return video and machine.cuda and suits
+
+
+def _convolutions(compute: ComputeConfig, machine: Machine, precision: str, *, last: bool) -> str:
+    fault = conv3d_fault(dtype_of(precision), machine.cudnn, tf32=precision == "tf32")
+    if compute.convolutions == "2d" and not last:
+        raise ConfigError(
+            "compute.convolutions=2d works on channels-last tensors and train.memory_format is "
+            "contiguous here; set train.memory_format=channels_last_3d"
+        )
+    if compute.convolutions == "3d" and fault is not None:
+        raise ConfigError(f"compute.convolutions=3d: {fault} (compute.convolutions=2d)")
+    if compute.convolutions != "auto":
+        return compute.convolutions
+    return "2d" if last and machine.cuda else "3d"
+
+
+def _check_recompute(recompute: str, norms: str, spec: NetworkSpec, compiled: bool) -> None:
+    if recompute in ("act", "act+conv_c") and norms != "fused":
+        raise ConfigError(
+            f"compute.recompute={recompute} is made for the fused norms, which are not used here; "
+            "set compute.recompute=block, or compute.norms=fused on a GPU"
+        )
+    if recompute in ("act", "act+conv_c") and compiled:
+        raise ConfigError(
+            f"compute.recompute={recompute} and train.compile exclude each other: the compiler "
+            "chooses by itself what to compute again; set one of them"
+        )
+    if recompute != "none" and spec.family not in VIDEO_FAMILIES:
+        raise ConfigError(
+            f"compute.recompute={recompute} is for video networks, not model.arch={spec.arch}"
+        )
+
+
+def uses_graphs(
+    compute: ComputeConfig,
+    execution: Execution,
+    machine: Machine,
+    *,
+    world_size: int,
+    accumulation: int,
+    compiled: bool,
+) -> bool:
+    """Whether the training pass is captured as CUDA graphs.
+
+    Raises:
+        ConfigError: it is asked for and cannot be.
+    """
+    fused = machine.cuda and execution.norms == "fused"
+    fitting = fused and accumulation == 1 and not compiled
+    if compute.graphs == "auto":
+        return fitting and world_size == 1
+    if compute.graphs == "on" and not fitting:
+        raise ConfigError(
+            "compute.graphs=on needs a CUDA device, compute.norms=fused, train.accumulation=1 and "
+            "train.compile=false; set compute.graphs=auto"
+        )
+    return compute.graphs == "on"

@@ -1,0 +1,562 @@
+"""Group and batch normalisation with residual sum and ReLU as operators of torch.
+
+Shapes: x is (N, C, *) in float32, float16 or bfloat16, contiguous or with channels last (anything
+else is copied into one of the two); statistics and their sums are float32; results have x's dtype
+and memory format. Two operators make one layer, so that selective checkpointing can keep the
+statistics and compute the activation again:
+
+* ``videogn::norm_stats``: mean and rstd = 1 / sqrt(var + eps), (N, G), or (1, C) over the batch;
+* ``videogn::norm_act``: y = relu((x - mean) * rstd * weight + bias + residual).
+
+``norm_act``'s gradient with respect to x includes the way through mean and rstd, which count as
+functions of x, not as inputs; with ``fixed`` they are constants.
+
+Kept for the backward pass are x, mean and rstd, and y where ReLU follows a residual sum. Without
+a residual, where ReLU let through is computed again from x.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videogn.models.kernels.launch import is_available, kernels_for, on_device
+
+__all__ = ["batch_norm", "group_norm", "is_available"]
+
+_LIBRARY = torch.library.Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_SCHEMAS = (
+    "norm_stats(Tensor x, int num_groups, bool over_batch, float eps) -> (Tensor, Tensor)",
+    "norm_act(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual,"
+    " bool relu, bool fixed) -> Tensor",
+    "norm_act_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor weight,"
+    " Tensor bias, Tensor? y, bool relu, bool fixed, bool residual_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_WARPS = 4
+_TILE_BYTES = 4096
+"""Of one tensor: 32 bytes a thread, two of the widest loads."""
+_MERGE_BLOCK = 1024
+_MERGE_SPLITS = 128
+_MERGE_CHANNELS = 8
+"""Channels of a program that sums over splits: one sector of 32 bytes."""
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    num_groups: int,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(GN(x) + residual): (N, C, *) of x (N, C, *), weight and bias (C,), residual as x.
+
+    Differentiable once in x, weight, bias and residual.
+
+    Raises:
+        ValueError: shapes do not fit, or groups do not divide the channels.
+        TypeError: a dtype that the kernels do not know.
+    """
+    _check(x, weight, bias, residual)
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(f"{x.shape[1]} channels cannot be shared out to {num_groups} groups")
+    mean, rstd = _norm_stats(x.detach(), num_groups, False, eps)
+    return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, False)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """relu(BN(x) + residual), with the batch's statistics in training, else the running ones.
+
+    In training the running statistics move by ``momentum`` towards the batch's mean and unbiased
+    variance, as torch's do.
+
+    Raises:
+        ValueError: shapes do not fit, training has one value per channel, or running statistics
+            are missing outside of training.
+        TypeError: a dtype that the kernels do not know.
+    """
+    _check(x, weight, bias, residual)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("running_mean and running_var are needed outside of training")
+        mean = running_mean.float()[None]
+        rstd = torch.rsqrt(running_var.float() + eps)[None]
+        return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, True)
+    count = x.numel() // x.shape[1]
+    if count <= 1:
+        raise ValueError(f"training takes more than one value per channel, got {tuple(x.shape)}")
+    mean, rstd = _norm_stats(x.detach(), x.shape[1], True, eps)
+    if running_mean is not None and running_var is not None:
+        _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, count)
+    return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, False)
+
+
+def group_norm_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / sqrt(var + eps) of every group of every sample, (N, G); without gradient."""
+    return _norm_stats(x.detach(), num_groups, False, eps)
+
+
+def batch_norm_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Those of every channel over the batch, (1, C), which move the running ones; no gradient."""
+    mean, rstd = _norm_stats(x.detach(), x.shape[1], True, eps)
+    _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, x.numel() // x.shape[1])
+    return mean, rstd
+
+
+def stored_statistics(
+    running_mean: Tensor, running_var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Running statistics in the form of the others, (1, C); for ``fixed`` ones."""
+    return running_mean.float()[None], torch.rsqrt(running_var.float() + eps)[None]
+
+
+def activate(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    fixed: bool = False,
+) -> Tensor:
+    """relu((x - mean) * rstd * weight + bias + residual), by statistics of x or ``fixed`` ones."""
+    return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, fixed)
+
+
+@torch.no_grad()
+def _update(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    momentum: float,
+    eps: float,
+    count: int,
+) -> None:
+    unbiased = (rstd.pow(-2) - eps).mul_(count / (count - 1))
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"x must be float32, float16 or bfloat16, not {x.dtype}")
+    if x.ndim < 2:
+        raise ValueError(f"x must be (N, C, *), got {tuple(x.shape)}")
+    if weight.shape != x.shape[1:2] or bias.shape != x.shape[1:2]:
+        raise ValueError(
+            f"weight and bias must be ({x.shape[1]},) for x {tuple(x.shape)}, "
+            f"got {tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual must be {tuple(x.shape)}, got {tuple(residual.shape)}")
+
+
+def _like(residual: Tensor | None, x: Tensor) -> Tensor | None:
+    return residual if residual is None or residual.dtype == x.dtype else residual.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the kernels cut a tensor up: a function of its shape alone, so results are the same.
+
+    ``*_splits`` parts of ``*_split`` places each make a sample, for kernels that reduce and for
+    kernels that map. ``samples`` is 1 where the batch's statistics let samples be one run of rows.
+    """
+
+    samples: int
+    channels: int
+    places: int
+    strides: tuple[int, int, int]
+    block_r: int
+    block_c: int
+    channel_blocks: int
+    reduce_split: int
+    reduce_splits: int
+    map_split: int
+    map_splits: int
+
+    @property
+    def reduce_programs(self) -> int:
+        """Programs of a kernel that reduces."""
+        return self.samples * self.reduce_splits * self.channel_blocks
+
+    @property
+    def map_programs(self) -> int:
+        """Programs of a kernel that maps."""
+        return self.samples * self.map_splits * self.channel_blocks
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    samples: int, channels: int, places: int, channels_last: bool, over_batch: bool, itemsize: int
+) -> _Plan:
+    if channels_last and over_batch:
+        samples, places = 1, samples * places
+    size = _TILE_BYTES // itemsize
+    if channels_last:
+        strides = (places * channels, channels, 1)
+        block_c = min(_power_of_2(channels), 128)
+        block_r = min(_power_of_2(places), size // block_c)
+    else:
+        strides = (channels * places, 1, places)
+        block_r = min(_power_of_2(places), size)
+        block_c = min(_power_of_2(channels), size // block_r)
+    channel_blocks = -(-channels // block_c)
+    tiles = -(-places // block_r)
+    in_all = tiles * samples * channel_blocks
+    # At most about 4096 programs that reduce, at least 1024 before they get more tiles than 1.
+    per_reduce = max(-(-in_all // 4096), min(8, -(-in_all // 1024)))
+    if per_reduce > 4:
+        per_reduce = -(-per_reduce // 4) * 4
+    per_map = 4 * max(1, in_all // (4 * 8192))
+    return _Plan(
+        samples,
+        channels,
+        places,
+        strides,
+        block_r,
+        block_c,
+        channel_blocks,
+        per_reduce * block_r,
+        -(-tiles // per_reduce),
+        per_map * block_r,
+        -(-tiles // per_map),
+    )
+
+
+def _power_of_2(number: int) -> int:
+    """The smallest power of 2 that is not below a number from 1."""
+    return 1 << (number - 1).bit_length()
+
+
+def _format(x: Tensor) -> torch.memory_format | None:
+    """The memory format that x is in of those the kernels read; None where it is in neither."""
+    last = _channels_last(x.ndim)
+    if last is None:
+        return torch.contiguous_format if x.is_contiguous() else None
+    # One place per sample is both; channels are then to be the axis with a stride of 1.
+    if x.is_contiguous(memory_format=last) and (not x.is_contiguous() or x.shape[1] > 1):
+        return last
+    return torch.contiguous_format if x.is_contiguous() else None
+
+
+def _channels_last(ndim: int) -> torch.memory_format | None:
+    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim)
+
+
+def _dense(x: Tensor) -> tuple[Tensor, torch.memory_format]:
+    """X in one of the two formats, a copy if need be, and which."""
+    found = _format(x)
+    if found is not None:
+        return x, found
+    last = _channels_last(x.ndim)
+    wanted = last if last is not None and x.stride(1) == 1 else torch.contiguous_format
+    return x.contiguous(memory_format=wanted), wanted
+
+
+def _plan_of(x: Tensor, memory_format: torch.memory_format, over_batch: bool) -> _Plan:
+    samples, channels = x.shape[:2]
+    last = memory_format != torch.contiguous_format
+    places = x.numel() // (samples * channels)
+    return _plan(samples, channels, places, last, over_batch, x.element_size())
+
+
+def _stats(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Tensor, Tensor]:
+    mean, rstd = _stats_fake(x, num_groups, over_batch, eps)
+    if x.numel() == 0:
+        return mean.fill_(torch.nan), rstd.fill_(torch.nan)
+    x, memory_format = _dense(x)
+    plan = _plan_of(x, memory_format, over_batch)
+    kernels = kernels_for("norm_triton", x.device)
+    per_group = plan.channels // num_groups
+    stride_n, _, stride_c = plan.strides
+    # One shift for all that is merged.
+    shift_stride = 0 if over_batch else stride_n
+    rows = plan.samples * plan.reduce_splits
+    splits = rows if over_batch else plan.reduce_splits
+    partial = torch.empty(2, rows, plan.channels, dtype=torch.float32, device=x.device)
+    with on_device(x.device):
+        kernels.partial_stats[(plan.reduce_programs,)](
+            x,
+            partial[0],
+            partial[1],
+            plan.channels,
+            plan.places,
+            per_group,
+            plan.reduce_splits,
+            plan.reduce_split,
+            plan.channel_blocks,
+            *plan.strides,
+            shift_stride,
+            BLOCK_R=plan.block_r,
+            BLOCK_C=plan.block_c,
+            num_warps=_WARPS,
+        )
+        kernels.merge_stats[(mean.numel(),)](
+            x,
+            partial[0],
+            partial[1],
+            mean,
+            rstd,
+            plan.channels,
+            plan.places,
+            per_group,
+            plan.reduce_splits,
+            plan.reduce_split,
+            num_groups,
+            splits,
+            stride_c,
+            shift_stride,
+            float(x.numel() // mean.numel()),
+            eps,
+            BLOCK=_MERGE_BLOCK,
+            num_warps=_WARPS,
+        )
+    return mean, rstd
+
+
+def _stats_fake(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Tensor, Tensor]:
+    shape = (1 if over_batch else x.shape[0], num_groups)
+    return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
+
+
+def _act(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    relu: bool,
+    fixed: bool,
+) -> Tensor:
+    x, memory_format = _dense(x)
+    y = torch.empty_like(x)
+    if x.numel() == 0:
+        return y
+    over_batch = _is_over_batch(x, mean)
+    plan = _plan_of(x, memory_format, over_batch)
+    kernels = kernels_for("norm_triton", x.device)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=memory_format)
+    with on_device(x.device):
+        kernels.apply_forward[(plan.map_programs,)](
+            x,
+            mean,
+            rstd,
+            weight,
+            bias,
+            x if residual is None else residual,
+            y,
+            plan.channels,
+            plan.places,
+            plan.channels // mean.shape[1],
+            plan.map_splits,
+            plan.map_split,
+            plan.channel_blocks,
+            *plan.strides,
+            0 if over_batch else mean.shape[1],
+            HAS_RESIDUAL=residual is not None,
+            RELU=relu,
+            BLOCK_R=plan.block_r,
+            BLOCK_C=plan.block_c,
+            num_warps=_WARPS,
+        )
+    return y
+
+
+def _act_fake(x: Tensor, *_rest: Any) -> Tensor:
+    return torch.empty_like(_dense(x)[0])
+
+
+def _is_over_batch(x: Tensor, mean: Tensor) -> bool:
+    """Whether statistics are over the batch. For one sample with one channel a group it's equal."""
+    return mean.shape == (1, x.shape[1])
+
+
+def _act_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    y: Tensor | None,
+    relu: bool,
+    fixed: bool,
+    residual_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and, if asked for and not ``grad`` itself, the residual."""
+    x, memory_format = _dense(x)
+    grad_x = torch.empty_like(x)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    writes = residual_grad and relu
+    masked = torch.empty_like(x) if writes else x.new_empty(0)
+    if x.numel() == 0:
+        return grad_x, grad_weight.zero_(), grad_bias.zero_(), masked
+    grad = grad.contiguous(memory_format=memory_format)
+    over_batch = _is_over_batch(x, mean)
+    plan = _plan_of(x, memory_format, over_batch)
+    kernels = kernels_for("norm_triton", x.device)
+    num_groups = mean.shape[1]
+    per_group = plan.channels // num_groups
+    mask = 0 if not relu else 1 if y is None else 2
+    y = x if y is None else y.contiguous(memory_format=memory_format)
+    rows = plan.samples * plan.reduce_splits
+    partial = torch.empty(2, rows, plan.channels, dtype=torch.float32, device=x.device)
+    means = torch.empty((2, *mean.shape), dtype=torch.float32, device=x.device)
+    groups = 0 if fixed else mean.numel()
+    stat_stride = 0 if over_batch else num_groups
+    with on_device(x.device):
+        kernels.partial_sums[(plan.reduce_programs,)](
+            x,
+            grad,
+            y,
+            masked if writes else x,
+            mean,
+            rstd,
+            weight,
+            bias,
+            partial[0],
+            partial[1],
+            plan.channels,
+            plan.places,
+            per_group,
+            plan.reduce_splits,
+            plan.reduce_split,
+            plan.channel_blocks,
+            *plan.strides,
+            stat_stride,
+            MASK=mask,
+            WRITE_MASKED=writes,
+            BLOCK_R=plan.block_r,
+            BLOCK_C=plan.block_c,
+            num_warps=_WARPS,
+        )
+        kernels.merge_sums[(groups + -(-plan.channels // _MERGE_CHANNELS),)](
+            partial[0],
+            partial[1],
+            weight,
+            means[0],
+            means[1],
+            grad_weight,
+            grad_bias,
+            plan.channels,
+            per_group,
+            num_groups,
+            rows if over_batch else plan.reduce_splits,
+            groups,
+            rows,
+            float(x.numel() // mean.numel()),
+            BLOCK=_MERGE_BLOCK,
+            BLOCK_Q=_MERGE_SPLITS,
+            BLOCK_C=_MERGE_CHANNELS,
+            num_warps=_WARPS,
+        )
+        kernels.apply_backward[(plan.map_programs,)](
+            x,
+            masked if writes else grad,
+            y,
+            mean,
+            rstd,
+            weight,
+            bias,
+            means[0],
+            means[1],
+            grad_x,
+            plan.channels,
+            plan.places,
+            per_group,
+            plan.map_splits,
+            plan.map_split,
+            plan.channel_blocks,
+            *plan.strides,
+            stat_stride,
+            MASK=0 if writes else mask,
+            FIXED=fixed,
+            BLOCK_R=plan.block_r,
+            BLOCK_C=plan.block_c,
+            num_warps=_WARPS,
+        )
+    return grad_x, grad_weight, grad_bias, masked
+
+
+def _act_backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    y: Tensor | None,
+    relu: bool,
+    fixed: bool,
+    residual_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    like = _dense(x)[0]
+    masked = torch.empty_like(like) if residual_grad and relu else x.new_empty(0)
+    return torch.empty_like(like), torch.empty_like(weight), torch.empty_like(bias), masked
+
+
+def _setup_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mean, rstd, weight, bias, residual, relu, fixed = inputs
+    ctx.relu, ctx.fixed = relu, fixed
+    y = output if relu and residual is not None else None
+    ctx.save_for_backward(x, mean, rstd, weight, bias, y)
+
+
+def _act_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    residual_grad = ctx.needs_input_grad[5]
+    grad_x, grad_weight, grad_bias, masked = _norm_act_backward(
+        grad, *ctx.saved_tensors, ctx.relu, ctx.fixed, residual_grad
+    )
+    grad_residual = (masked if ctx.relu else grad) if residual_grad else None
+    return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError("videogn's fused norm layers have no second derivative: use plain ones")
+
+
+_RUNS: tuple[Callable[..., Any], ...] = (_stats, _act, _act_backward)
+_FAKES: tuple[Callable[..., Any], ...] = (_stats_fake, _act_fake, _act_backward_fake)
+for _schema, _run, _fake in zip(_SCHEMAS, _RUNS, _FAKES, strict=True):
+    _name = _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _run, "CUDA")  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
+torch.library.register_autograd(
+    "videogn::norm_act", _act_gradients, setup_context=_setup_act, lib=_LIBRARY
+)
+torch.library.register_autograd("videogn::norm_act_backward", _refuse, lib=_LIBRARY)
+
+_norm_stats: Callable[..., tuple[Tensor, Tensor]] = torch.ops.videogn.norm_stats.default
+_norm_act: Callable[..., Tensor] = torch.ops.videogn.norm_act.default
+_norm_act_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = (
+    torch.ops.videogn.norm_act_backward.default
+)
