@@ -1,0 +1,172 @@
+"""What the network costs: norm kernels, convolutions, training steps, tests, roofline and bars.
+
+    python benchmarks/compute.py [--out benchmarks] [--minutes 8.5] [--sections rates,norms,train]
+    python benchmarks/compute.py --device cpu [--frames 8] [--size 112] [--threads 1] [--no-compile]
+    python benchmarks/compute.py --dry-run
+
+One process measures everything side by side on random data and prints tables as they are ready;
+``--out`` keeps them as ``compute_<hardware>_<date>.md``. On a GPU the most important sections come
+first, each within its share of ``--minutes``; what there is no time for says so. A cell that fails
+or finds no memory is a line of its table. ``--dry-run`` goes through every section of a GPU with
+tiny networks on the CPU, kernels in Triton's interpreter: its numbers mean nothing.
+
+Layouts: pv32 is the ``zoo`` layout fed 32 frames, org32 the ``nonlocal`` layout at 32 frames.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compute_parts.scale import Bench
+
+SHARES = {
+    "rates": 0.03,
+    "norms": 0.17,
+    "train": 0.31,
+    "test": 0.09,
+    "convs": 0.12,
+    "sweep": 0.14,
+    "compile": 0.25,
+}
+"""Most of ``--minutes`` that a section takes; what the ones before leave is there for the last."""
+GPU_SECTIONS = (*list(SHARES)[:5], "roofline", "sweep", "bars", "compile")
+CPU_SECTIONS = ("recipes", "cputrain", "bars")
+
+
+def main() -> None:
+    words = arguments()
+    if words.dry_run:
+        # Before Triton is imported: that is when it is read.
+        os.environ["TRITON_INTERPRET"] = "1"
+    bench = make_bench(words)
+    from compute_parts.page import versions
+
+    bench.page.say(f"# Compute, {time.strftime('%Y-%m-%d')}")
+    bench.page.say()
+    bench.page.say(f"`python benchmarks/compute.py {' '.join(sys.argv[1:])}`")
+    for line in versions(bench.device):
+        bench.page.say()
+        bench.page.say(line)
+    started = time.monotonic()
+    for name, section in chosen(words, bench).items():
+        began = time.monotonic()
+        run_section(bench, name, section)
+        bench.page.say()
+        bench.page.say(f"{name}: {time.monotonic() - began:.0f} s of {began - started:.0f} before")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU where there is one")
+    parser.add_argument("--sections", help=f"of {','.join((*GPU_SECTIONS, *CPU_SECTIONS[:2]))}")
+    parser.add_argument("--minutes", type=float, help="8.5 on a GPU, 60 on a CPU")
+    parser.add_argument("--out", type=Path, help="folder of the page")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--rounds", type=int)
+    cpu = parser.add_argument_group("on a CPU")
+    cpu.add_argument("--frames", type=int, default=8)
+    cpu.add_argument("--size", type=int, default=112)
+    cpu.add_argument("--clips", type=int, default=1, help="of a training step")
+    cpu.add_argument("--threads", type=int, default=1)
+    cpu.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+def make_bench(words: argparse.Namespace) -> "Bench":
+    import torch
+    from compute_parts.page import page_for
+    from compute_parts.scale import TINY, WHOLE, Bench
+    from compute_parts.timing import Timer
+
+    found = "cuda" if torch.cuda.is_available() and not words.dry_run else "cpu"
+    device = torch.device(words.device or found)
+    if device.type == "cpu":
+        torch.set_num_threads(words.threads)
+    scale = TINY if words.dry_run else WHOLE
+    if words.rounds:
+        scale = replace(scale, rounds=words.rounds)
+    minutes = words.minutes or (8.5 if device.type == "cuda" else 60)
+    timer = Timer(device, time.monotonic() + 60 * minutes)
+    page = page_for(words.out, device, words.dry_run)
+    return Bench(device, scale, timer, page, words.dry_run)
+
+
+def chosen(words: argparse.Namespace, bench: "Bench") -> dict[str, Callable[[], None]]:
+    """The sections to run, by name, in order."""
+    sections = gpu_sections(bench)
+    names: tuple[str, ...] = GPU_SECTIONS
+    if bench.device.type == "cpu" and not words.dry_run:
+        names = CPU_SECTIONS
+    sections |= cpu_sections(words, bench)
+    if words.dry_run:
+        names = (*GPU_SECTIONS[:-1], *CPU_SECTIONS[:2], "compile", "bars")
+    if words.sections:
+        names = tuple(words.sections.split(","))
+        unknown = set(names) - set(sections)
+        if unknown:
+            sys.exit(f"--sections: there is no {', '.join(unknown)}; choose from {list(sections)}")
+    return {name: sections[name] for name in names}
+
+
+def gpu_sections(bench: "Bench") -> dict[str, Callable[[], None]]:
+    from compute_parts import bars, convolutions, norms, rates, roofline, test, train
+
+    seconds = max(0.0, bench.timer.left())
+
+    def share(measure: Callable[["Bench", float], None], name: str) -> Callable[[], None]:
+        return lambda: measure(bench, SHARES[name] * seconds)
+
+    def compiled() -> None:
+        share(train.measure_compiled, "compile")()
+        bars.judge(bench, bars.GPU_BARS)
+
+    return {
+        "rates": lambda: rates.measure_rates(bench),
+        "norms": share(norms.measure_norms, "norms"),
+        "train": share(train.measure_train, "train"),
+        "test": share(test.measure_test, "test"),
+        "convs": share(convolutions.measure_convs, "convs"),
+        "roofline": lambda: roofline.measure_roofline(bench),
+        "sweep": share(train.measure_sweep, "sweep"),
+        "bars": lambda: bars.judge(bench, bars.GPU_BARS),
+        "compile": compiled,
+    }
+
+
+def cpu_sections(words: argparse.Namespace, bench: "Bench") -> dict[str, Callable[[], None]]:
+    from compute_parts import bars, cpu
+
+    view = (words.frames, words.size, words.size)
+    if words.dry_run:
+        view = (bench.scale.frames[0], bench.scale.size, bench.scale.size)
+    compiled = not (words.no_compile or words.dry_run)
+    sections: dict[str, Callable[[], None]] = {
+        "recipes": lambda: cpu.measure_recipes(bench, view, compiled),
+        "cputrain": lambda: cpu.measure_cpu_training(bench, view, words.clips),
+    }
+    if bench.device.type == "cpu" and not words.dry_run:
+        sections["bars"] = lambda: bars.judge(bench, bars.cpu_bars())
+    return sections
+
+
+def run_section(bench: "Bench", name: str, section: Callable[[], None]) -> None:
+    """One section; what fails in it ends it and not the run."""
+    from compute_parts.timing import Failure, attempt, free
+
+    failed = attempt(section)
+    if isinstance(failed, Failure):
+        bench.page.say()
+        bench.page.say(f"**Section {name}: {failed}**")
+    free()
+
+
+if __name__ == "__main__":
+    main()

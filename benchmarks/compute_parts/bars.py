@@ -1,0 +1,134 @@
+"""Section bars: what the issue asks for, met, missed or unmeasured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from compute_parts.networks import BASE, FUSED, PYTORCHVIDEO, Form
+from compute_parts.page import shown
+from compute_parts.scale import Bench
+
+Known = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One demand.
+
+    Attributes:
+        value: of what is known; KeyError where something of it is not.
+        limit: the demanded number.
+        at_least: whether larger is better.
+    """
+
+    text: str
+    value: Callable[[Known], float]
+    limit: float
+    at_least: bool
+
+
+def best(known: Known, kind: str, layout: str, norm: str) -> float:
+    """The fastest step, or fewest bytes, of forms of our network with a norm."""
+    start = f"{kind} {layout} {norm}"
+    found = [value for name, value in known.items() if name.startswith(start)]
+    if not found:
+        raise KeyError(start)
+    return min(found)
+
+
+def step_ratio(form: Form) -> Callable[[Known], float]:
+    """Time of a form over that of the best GN."""
+    name = f"step pv32 {form}"
+    return lambda known: known[name] / best(known, "step", "pv32", "GN")
+
+
+SPARING = replace(FUSED, recompute="act+conv_c")
+GPU_BARS = [
+    Bar("GN step / eager BN channels last", lambda k: 1 / step_ratio(BASE)(k), 1.0, False),
+    Bar(
+        "GN step / best BN step",
+        lambda k: best(k, "step", "pv32", "GN") / best(k, "step", "pv32", "BN"),
+        1.05,
+        False,
+    ),
+    Bar("eager GN contiguous step / GN step", step_ratio(Form("gn")), 2.2, True),
+    Bar("pytorchvideo's step / GN step", step_ratio(PYTORCHVIDEO), 1.4, True),
+    *(
+        Bar(
+            f"{kernel}, {layout}: smallest share of copy bandwidth, tensors ≥ 64 MB",
+            lambda k, name=f"worst share {layout} {kernel}": k[name],
+            0.8,
+            True,
+        )
+        for layout in ("last", "contiguous")
+        for kernel in ("stats", "act", "forward", "backward")
+    ),
+    Bar(
+        "memory of fused GN / eager BN channels last",
+        lambda k: k[f"bytes pv32 {FUSED}"] / k[f"bytes pv32 {BASE}"],
+        1.0,
+        False,
+    ),
+    Bar(
+        "memory with act+conv_c recomputed / eager BN channels last",
+        lambda k: k[f"bytes pv32 {SPARING}"] / k[f"bytes pv32 {BASE}"],
+        0.55,
+        False,
+    ),
+    Bar(
+        "step with act+conv_c recomputed / without",
+        lambda k: k[f"step pv32 {SPARING}"] / k[f"step pv32 {FUSED}"],
+        1.08,
+        False,
+    ),
+]
+
+
+def cpu_bars() -> list[Bar]:
+    """Speeds against eager fp32 of the same norm, at 224 pixels."""
+
+    def speed(norm: str, precision: str, *, compiled: bool) -> Callable[[Known], float]:
+        start = f"cpu speed {norm} {precision} {'compiled' if compiled else 'plain'}"
+        return lambda known: known[start]
+
+    def fastest(norm: str, precision: str) -> Callable[[Known], float]:
+        def value(known: Known) -> float:
+            start = f"cpu speed {norm} {precision}"
+            found = [number for name, number in known.items() if name.startswith(start)]
+            if not found:
+                raise KeyError(start)
+            return max(found)
+
+        return value
+
+    bars = [
+        Bar(f"CPU, {norm}, best {precision} recipe", fastest(norm, precision), limit, True)
+        for norm, precision, limit in (
+            ("BN", "fp32", 1.6),
+            ("BN", "bf16", 3.0),
+            ("GN", "fp32", 1.35),
+            ("GN", "bf16", 2.3),
+        )
+    ]
+    return bars + [
+        Bar(f"CPU, {norm}, fp32 without compiling", speed(norm, "fp32", compiled=False), 1.25, True)
+        for norm in ("BN", "GN")
+    ]
+
+
+def judge(bench: Bench, bars: list[Bar]) -> None:
+    """The table of bars."""
+    page = bench.page
+    page.title("Bars")
+    if bench.dry:
+        page.say("A dry run: tiny networks on a CPU. These numbers mean nothing.")
+        page.say()
+    page.table("bar", "wanted", "measured", "")
+    for bar in bars:
+        wanted = f"{'≥' if bar.at_least else '≤'} {shown(bar.limit)}"
+        try:
+            value = bar.value(bench.known)
+        except KeyError:
+            page.row(bar.text, wanted, None, "unmeasured")
+            continue
+        met = value >= bar.limit if bar.at_least else value <= bar.limit
+        page.row(bar.text, wanted, value, "met" if met else "missed")

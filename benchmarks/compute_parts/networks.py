@@ -1,0 +1,206 @@
+"""Networks in the forms that are compared, and one training step of each.
+
+Everything that knows how the toolkit puts a network into a form is in :func:`prepared`.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compute_parts.scale import Bench
+from videogn.data.transforms import normalize
+from videogn.models import i3d
+from videogn.models.formats import VIDEO
+
+LAST = torch.channels_last_3d
+CONTIGUOUS = torch.contiguous_format
+LAYOUTS = {"pv32": "zoo", "org32": "nonlocal"}
+"""Short names of the two layouts that are measured."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network computes.
+
+    Attributes:
+        source: ``ours``, ``pytorchvideo`` or ``pyslowfast``, the latter our network in its loop.
+        norm: bn or gn.
+        norms: ``eager`` or ``fused``.
+        convolutions: ``3d`` or ``2d``.
+        stem: form of the stem under ``2d``.
+        recompute: none, act, act+conv_c or block.
+        compiled: by torch.compile.
+        graph: the whole step captured as one CUDA graph.
+        tuned: cuDNN tries its algorithms out (``torch.backends.cudnn.benchmark``).
+        precision: bf16 or fp32.
+    """
+
+    norm: str = "gn"
+    norms: str = "eager"
+    convolutions: str = "3d"
+    memory_format: torch.memory_format = CONTIGUOUS
+    stem: str = "native"
+    recompute: str = "none"
+    source: str = "ours"
+    compiled: bool = False
+    graph: bool = False
+    tuned: bool = False
+    precision: str = "bf16"
+
+    def __str__(self) -> str:
+        words = [self.norm.upper(), self.norms]
+        if self.source != "ours":
+            words.insert(0, self.source)
+        words.append("channels last" if self.memory_format == LAST else "contiguous")
+        if self.convolutions == "2d":
+            words.append("2D views" + (f", {self.stem} stem" if self.stem != "native" else ""))
+        if self.recompute != "none":
+            words.append(f"recompute {self.recompute}")
+        words += [word for word in ("compiled", "graph", "tuned") if getattr(self, word)]
+        if self.precision != "bf16":
+            words.append(self.precision)
+        return " ".join(words)
+
+
+BASE = Form("bn", memory_format=LAST)
+"""What the others are compared with."""
+PYTORCHVIDEO = Form("bn", source="pytorchvideo")
+PYSLOWFAST = Form("bn", source="pyslowfast")
+FUSED_3D = Form("gn", "fused", memory_format=LAST)
+FUSED = replace(FUSED_3D, convolutions="2d")
+"""The form that the toolkit is to take on a GPU."""
+FUSED_BN = replace(FUSED, norm="bn")
+
+
+def built(bench: Bench, form: Form, layout: str) -> nn.Module:
+    """A network in a form, on the device, in training mode. ``layout``: a key of LAYOUTS."""
+    if form.source == "pytorchvideo":
+        return peer(bench).to(bench.device, memory_format=form.memory_format)
+    network = i3d(norm=form.norm, layout=LAYOUTS[layout], **bench.scale.network)
+    return prepared(network, form, bench.device)
+
+
+def peer(bench: Bench) -> nn.Module:
+    """pytorchvideo's own network; of ResNet-50's depth whatever the run's size."""
+    from pytorchvideo.models.resnet import create_resnet
+
+    if not bench.dry:
+        from pytorchvideo.models.hub.resnet import i3d_r50
+
+        network: nn.Module = i3d_r50(pretrained=False)
+        return network
+    width = bench.scale.network["width"]
+    small: nn.Module = create_resnet(stem_dim_out=width, head_pool=None, model_num_class=5)
+    return small
+
+
+def prepared(network: nn.Module, form: Form, device: torch.device) -> nn.Module:
+    """The network in a form, on the device."""
+    if form.norms == "fused":
+        from videogn.models.fused import fuse
+
+        fuse(network, form.recompute)
+    elif form.recompute != "none":
+        raise ValueError("recomputing is part of the fused blocks")
+    if form.convolutions == "2d":
+        from videogn.models.views import use_views
+
+        use_views(network, form.stem)
+    network = network.to(device, memory_format=form.memory_format)  # type: ignore[call-overload]
+    return torch.compile(network) if form.compiled else network  # type: ignore[return-value]
+
+
+def pixels(bench: Bench, clips: int, frames: int, size: int) -> Tensor:
+    """Random clips (B, 3, T, H, W) uint8 with their colours last in memory, as read."""
+    shape = (clips, frames, size, size, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device).movedim(-1, 1)
+
+
+def autocast(form: Form, device: torch.device) -> Any:
+    if form.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@dataclass
+class Training:
+    """A network in a form with its optimiser and clips: ``step`` is one update."""
+
+    form: Form
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    clips: Tensor
+    labels: Tensor
+
+    def static_bytes(self) -> int:
+        """Of weights, buffers and momenta."""
+        weights = sum(p.nbytes for p in self.network.parameters())
+        return 2 * weights + sum(b.nbytes for b in self.network.buffers())
+
+    def step(self) -> None:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=self.form.tuned, allow_tf32=True):
+            if self.form.source == "pyslowfast":
+                self._pyslowfast_step()
+            else:
+                self._step()
+
+    def _step(self) -> None:
+        inputs = normalize(self.clips, VIDEO.mean, VIDEO.std, self.form.memory_format)
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.form, self.clips.device):
+            logits = self.network(inputs)
+        F.cross_entropy(logits.float(), self.labels).backward()
+        self.optimizer.step()
+
+    def _pyslowfast_step(self) -> None:
+        """Habits of its loop: a list of inputs, and numbers brought to the host at every step."""
+        inputs = [normalize(self.clips, VIDEO.mean, VIDEO.std)]
+        with autocast(self.form, self.clips.device):
+            logits = self.network(inputs[0])
+            loss = F.cross_entropy(logits, self.labels)
+        if bool(torch.isnan(loss)):
+            raise RuntimeError("the loss is not a number")
+        self.optimizer.zero_grad()
+        loss.backward()
+        grads = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
+        torch.stack(grads).norm()
+        self.optimizer.step()
+        hits = logits.topk(min(5, logits.shape[1])).indices == self.labels[:, None]
+        for number in (loss, hits[:, 0].float().mean(), hits.float().sum(1).mean()):
+            number.item()
+
+    def captured(self) -> Callable[[], None]:
+        """The step as one CUDA graph, which replays on the same clips."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph.replay
+
+
+def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> Training:
+    """A network ready to train on random clips."""
+    torch.manual_seed(0)
+    network = built(bench, form, layout).train()
+    fast = form.norms == "fused" and bench.device.type == "cuda"
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=1e-3,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=1e-4,
+        fused=fast or None,
+    )
+    videos = pixels(bench, clips, frames, bench.scale.size)
+    labels = torch.arange(clips, device=bench.device) % 5
+    return Training(form, network, optimizer, videos, labels)

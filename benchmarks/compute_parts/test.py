@@ -1,0 +1,95 @@
+"""Section test: ten clips of one video through the network, in videos per second."""
+# ruff: noqa: RUF001
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from compute_parts.networks import (
+    FUSED,
+    LAST,
+    LAYOUTS,
+    PYTORCHVIDEO,
+    Form,
+    autocast,
+    built,
+    prepared,
+)
+from compute_parts.scale import Bench
+from compute_parts.timing import Failure, attempt, free
+from videogn.data.transforms import normalize
+from videogn.models import i3d
+from videogn.models.folding import fold_batch_norms
+from videogn.models.formats import VIDEO
+
+FOLDED = "BN folded, "
+WAYS = {
+    "BN eager fp32 contiguous": Form("bn", precision="fp32"),
+    "GN eager fp32 contiguous": Form("gn", precision="fp32"),
+    "BN eager bf16 contiguous": Form("bn"),
+    "GN eager bf16 contiguous": Form("gn"),
+    f"{FOLDED}3D channels last": Form("bn", memory_format=LAST),
+    f"{FOLDED}2D views": Form("bn", memory_format=LAST, convolutions="2d"),
+    "GN fused": FUSED,
+    "GN fused, stem space_padded": replace(FUSED, stem="space_padded"),
+    "pytorchvideo fp32": replace(PYTORCHVIDEO, precision="fp32"),
+    "pytorchvideo bf16": PYTORCHVIDEO,
+}
+
+
+def measure_test(bench: Bench, seconds: float) -> None:
+    """Videos per second of each way, interleaved, for both layouts."""
+    timer, page, scale = bench.within(seconds), bench.page, bench.scale
+    sizes = "×".join(map(str, scale.test))
+    for layout in LAYOUTS:
+        page.title(f"Test, {layout}: {scale.views} clips of {sizes} a video")
+        page.table("way", "ms a video", "videos/s", "speed / BN eager fp32")
+        calls: dict[str, Callable[[], object]] = {}
+        failures: dict[str, Failure] = {}
+        for name, form in WAYS.items():
+            if timer.left() < 0 or (layout == "org32" and form.source != "ours"):
+                continue
+            call = attempt(lambda a=(form, layout, name): scoring(bench, *a))
+            if isinstance(call, Failure):
+                failures[name] = call
+            else:
+                calls[name] = call
+        times = timer.interleaved(calls, min(3, scale.rounds), 1) | failures
+        base = times.get("BN eager fp32 contiguous")
+        for name, taken in times.items():
+            if isinstance(taken, Failure):
+                page.row(name, taken)
+                continue
+            bench.known[f"test {layout} {name}"] = taken
+            speed = base / taken if isinstance(base, float) else None
+            page.row(name, 1e3 * taken, 1 / taken, speed)
+        calls.clear()
+        free()
+
+
+def scoring(bench: Bench, form: Form, layout: str, name: str) -> Callable[[], object]:
+    """What scores one video; it has run twice."""
+    make = folded_network if name.startswith(FOLDED) else built
+    network = make(bench, form, layout)
+    network.eval()
+    frames, height, width = bench.scale.test
+    shape = (bench.scale.views, frames, height, width, 3)
+    video = torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device).movedim(-1, 1)
+
+    @torch.inference_mode()
+    def score() -> object:
+        inputs = normalize(video, VIDEO.mean, VIDEO.std, form.memory_format)
+        with autocast(form, bench.device):
+            return network(inputs).float().softmax(1).mean(0)
+
+    for _ in range(1 if bench.dry else 2):
+        score()
+    return score
+
+
+def folded_network(bench: Bench, form: Form, layout: str) -> nn.Module:
+    network = i3d(norm="bn", layout=LAYOUTS[layout], **bench.scale.network)
+    fold_batch_norms(network, bench.scale.test)
+    return prepared(network, form, bench.device)
