@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from videogn.models.kernels.launch import kernels_for, on_device
+
 Extent = tuple[int, int, int]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -87,16 +89,16 @@ def _fake_backward(
 
 
 def _forward(x: Tensor, kernel: Extent, stride: Extent, padding: Extent) -> tuple[Tensor, Tensor]:
-    from videogn.models.kernels import pool_triton
-
     y, codes = _fake(x, kernel, stride, padding)
     if y.numel():
         grid, tile = _tiling(y)
-        pool_triton.forward_kernel[grid](
-            x, y, codes, y.shape[1], *x.shape[2:], *y.shape[2:], tile["num_rows"],
-            *x.stride(), *y.stride(), *kernel, *stride, *padding,
-            tile["channels_last"], tile["rows"], tile["columns"],
-        )  # fmt: skip
+        kernels = kernels_for("pool_triton", x.device)
+        with on_device(x.device):
+            kernels.forward_kernel[grid](
+                x, y, codes, y.shape[1], *x.shape[2:], *y.shape[2:], tile["num_rows"],
+                *x.stride(), *y.stride(), *kernel, *stride, *padding,
+                tile["channels_last"], tile["rows"], tile["columns"],
+            )  # fmt: skip
     return y, codes
 
 
@@ -108,16 +110,16 @@ def _backward(
     stride: Extent,
     padding: Extent,
 ) -> Tensor:
-    from videogn.models.kernels import pool_triton
-
     grad_x = _fake_backward(grad, codes, size, kernel, stride, padding)
     if grad_x.numel():
         grid, tile = _tiling(grad_x)
-        pool_triton.backward_kernel[grid](
-            grad, codes, grad_x, size[1], *size[2:], *grad.shape[2:], tile["num_rows"],
-            *grad.stride(), *codes.stride(), *grad_x.stride(), *kernel, *stride, *padding,
-            tile["channels_last"], tile["rows"], tile["columns"],
-        )  # fmt: skip
+        kernels = kernels_for("pool_triton", grad.device)
+        with on_device(grad.device):
+            kernels.backward_kernel[grid](
+                grad, codes, grad_x, size[1], *size[2:], *grad.shape[2:], tile["num_rows"],
+                *grad.stride(), *codes.stride(), *grad_x.stride(), *kernel, *stride, *padding,
+                tile["channels_last"], tile["rows"], tile["columns"],
+            )  # fmt: skip
     return grad_x
 
 
