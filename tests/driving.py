@@ -1,4 +1,4 @@
-"""Jobs of several ranks by the forking driver, for tests of what ranks do together."""
+"""Jobs of several ranks, and programs, by the forking driver: torch is imported once for all."""
 
 import atexit
 import json
@@ -7,6 +7,9 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,63 @@ def drive(words: list[str], ranks: int, out: Path, **order: Any) -> dict[str, An
     printed = out / "output.txt"
     assert "error" not in told, told["error"] + "\n" + printed.read_text(errors="replace")
     return told
+
+
+@dataclass(frozen=True)
+class Forked:
+    """A program that runs in a process of its own, in a session of its own.
+
+    Attributes:
+        stdout, stderr: files of what it says.
+    """
+
+    pid: int
+    stdout: Path
+    stderr: Path
+
+    def ended(self, seconds: float) -> int:
+        """Its exit code, negative for a signal; the test fails where it goes on for so long."""
+        code = self._code(seconds)
+        if code is None:
+            pytest.fail(f"the program went on for {seconds:g} s; {self.stderr.read_text()}")
+        return code
+
+    def goes_on(self) -> bool:
+        """Whether it has not ended; one that has cannot be asked again."""
+        return self._code(0) is None
+
+    def kill(self) -> None:
+        """End it with all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _code(self, seconds: float) -> int | None:
+        code: int | None = _answer({"awaited": self.pid, "seconds": seconds})["code"]
+        return code
+
+
+@contextmanager
+def forked(
+    program: str, folder: Path, *words: object, environment: Mapping[str, str] | None = None
+) -> Iterator[Forked]:
+    """Run what ``python -c`` would, forked from a process that has imported torch and videogn.
+
+    Args:
+        folder: for what it says.
+        words: sys.argv but for the first.
+        environment: more variables.
+    """
+    number = len(list(folder.glob("*.stdout")))
+    stdout, stderr = (folder / f"{number}.{name}" for name in ("stdout", "stderr"))
+    stdout.touch()
+    stderr.touch()
+    order = {"program": program, "words": list(map(str, words)), "environment": environment or {}}
+    pid = _answer({**order, "stdout": str(stdout), "stderr": str(stderr)})["pid"]
+    running = Forked(pid, stdout, stderr)
+    try:
+        yield running
+    finally:
+        running.kill()
 
 
 def _answer(order: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Starts training jobs by forking a process that has imported everything, and kills them.
 
-It reads orders, lines of JSON: a job's words, its ranks, and how it is to be harmed.
+It reads orders, lines of JSON: a job's words, its ranks, and how it is to be harmed; or a program
+to be begun, or awaited.
 A job is told ``out=OUT``; it is at work once it writes into files OUT + ``marker``, a pattern.
 Forked children start in milliseconds, so dozens of kills fit in a test.
 """
@@ -12,7 +13,9 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytorchvideo.models.resnet  # noqa: F401  (needed by every job: imported once, before it forks)
@@ -95,11 +98,55 @@ def ended(pids: list[int], seconds: float) -> list[int]:
 def main() -> None:
     """Answer each order, a line of JSON, by a line: what happened, or ``error``."""
     for line in sys.stdin:
+        order = json.loads(line)
         try:
-            told = carry_out(json.loads(line))
+            if "program" in order:
+                told: dict[str, Any] = {"pid": begin(order)}
+            elif "awaited" in order:
+                told = {"code": end_of(order["awaited"], order["seconds"])}
+            else:
+                told = carry_out(order)
         except (TimeoutError, RuntimeError) as error:
             told = {"error": str(error)}
         print(json.dumps(told), flush=True)
+
+
+def begin(order: dict[str, Any]) -> int:
+    """Fork a process in a session of its own that runs Python code as ``python -c`` does."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, order["stdout"]), (2, order["stderr"])):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ |= order["environment"]
+    sys.argv = ["-c", *order["words"]]
+    torch.set_num_threads(1)
+    # Processes that it starts look for what is to be imported first in there.
+    main_module = sys.modules["__main__"] = ModuleType("__main__")
+    code = 0
+    try:
+        exec(compile(order["program"], "<program>", "exec"), main_module.__dict__)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def end_of(pid: int, seconds: float) -> int | None:
+    """The exit code of a process of :func:`begin`, negative for a signal; None where it goes on."""
+    deadline = time.monotonic() + seconds
+    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def carry_out(order: dict[str, Any]) -> dict[str, Any]:

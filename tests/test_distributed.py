@@ -1,14 +1,13 @@
 """Which ranks say what went wrong."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from driving import forked
 
 from videogn import distributed
 from videogn.cli import main
@@ -69,17 +68,12 @@ def test_without_a_launchers_store_every_rank_speaks(monkeypatch, capsys) -> Non
 def test_a_job_of_torchrun_says_it_once(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("model: {nrom: gn}\n")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node=2", "-m", "videogn", "train", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert done.stderr.count("videogn: error:") == 1
-    assert "did you mean model.norm?" in done.stderr
+    words = ["--standalone", "--nproc-per-node=2", "-m", "videogn", "train", config]
+    with forked("from torch.distributed.run import main; main()", tmp_path, *words) as torchrun:
+        assert torchrun.ended(120) != 0
+    said = torchrun.stderr.read_text()
+    assert said.count("videogn: error:") == 1
+    assert "did you mean model.norm?" in said
 
 
 def free_port() -> int:
@@ -136,26 +130,14 @@ except Exception as error:
 
 
 @pytest.mark.dist
-def test_a_rank_that_fails_alone_is_the_only_one_to_speak() -> None:
+def test_a_rank_that_fails_alone_is_the_only_one_to_speak(tmp_path: Path) -> None:
     """As under srun: the first rank holds the store, and fails because the other has gone."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        said = "".join(rank.communicate(timeout=90)[1] for rank in ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait(timeout=10)
-    assert [rank.returncode for rank in ranks] == [1, 2]
+    places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    with ExitStack() as stack:
+        ranks = [stack.enter_context(forked(RANK, tmp_path, environment=one)) for one in places]
+        assert [rank.ended(90) for rank in ranks] == [1, 2]
+    said = "".join(rank.stderr.read_text() for rank in ranks)
     assert [line for line in said.splitlines() if "error" in line] == [
         "videogn: error: [rank 1] only here"
     ]

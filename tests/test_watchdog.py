@@ -1,13 +1,13 @@
 """Ranks without progress end, and say which rank is behind."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
+from driving import forked
 from torch.distributed import TCPStore
 
 from videogn.distributed import World
@@ -19,9 +19,9 @@ from videogn.distributed import World
 from videogn.watchdog import Watchdog
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 with Watchdog(World(rank, size, torch.device("cpu")), 4.0) as watch:
-    # Imports take longer in one rank than in another.
-    for iteration in range(60):
-        watch.stage("reading", iteration // 20)
+    # One rank starts later than another.
+    for iteration in range(30):
+        watch.stage("reading", iteration // 10)
         time.sleep(0.1)
     watch.stage("step", 1233)
     if rank == 1:
@@ -76,30 +76,27 @@ def test_many_ranks_are_counted() -> None:
     assert "rank 8 on node8 and 56 more (iteration 5, reading)" in message
 
 
-def run_single(program: str) -> subprocess.CompletedProcess[str]:
-    start = "import time, torch\nfrom videogn.distributed import World\n"
-    return subprocess.run(
-        [sys.executable, "-c", f"{start}from videogn.watchdog import Watchdog\n{program}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+ALONE = """
+import time, torch
+from videogn.distributed import World
+from videogn.watchdog import Watchdog
+with Watchdog(World(0, 1, torch.device('cpu')), 1.0) as watch:
+    for iteration in range(15):
+        watch.stage('reading', iteration)
+        time.sleep(0.1)
+    print('alive', flush=True)
+    time.sleep(60)
+"""
 
 
-def test_a_single_process_that_hangs_ends() -> None:
-    done = run_single(
-        "with Watchdog(World(0, 1, torch.device('cpu')), 1.0) as watch:\n"
-        "    for iteration in range(15):\n"
-        "        watch.stage('reading', iteration)\n"
-        "        time.sleep(0.1)\n"
-        "    print('alive', flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    assert done.returncode == 1
-    assert done.stdout == "alive\n"
-    assert "no progress for 1 s in iteration 14 while reading; see whether" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.dist
+def test_a_single_process_that_hangs_ends(tmp_path: Path) -> None:
+    with forked(ALONE, tmp_path) as process:
+        assert process.ended(50) == 1
+    said = process.stderr.read_text()
+    assert process.stdout.read_text() == "alive\n"
+    assert "no progress for 1 s in iteration 14 while reading; see whether" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_watch_that_is_left_ends_nothing() -> None:
@@ -109,7 +106,7 @@ def test_a_watch_that_is_left_ends_nothing() -> None:
 
 
 @pytest.mark.dist
-def test_a_stopped_rank_ends_the_job_and_is_named() -> None:
+def test_a_stopped_rank_ends_the_job_and_is_named(tmp_path: Path) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "WORLD_SIZE": "3",
@@ -117,25 +114,20 @@ def test_a_stopped_rank_ends_the_job_and_is_named() -> None:
         "MASTER_PORT": str(store.port),
         "VIDEOGN_LAUNCHER": str(os.getpid()),
     }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(3)
-    ]
-    try:
-        said = "".join(ranks[rank].communicate(timeout=90)[1] for rank in (0, 2))
-        assert ranks[0].returncode == ranks[2].returncode == 1
-        assert ranks[1].poll() is None
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                os.killpg(rank.pid, signal.SIGKILL)
-            rank.communicate(timeout=10)
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                forked(
+                    RANK,
+                    tmp_path,
+                    environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
+            for rank in range(3)
+        ]
+        assert [ranks[rank].ended(90) for rank in (0, 2)] == [1, 1]
+        assert ranks[1].goes_on()
+        said = "".join(rank.stderr.read_text() for rank in ranks)
     assert len(said.splitlines()) == 1
     assert "in iteration 1,233 while in the step; rank 1 on " in said
     assert " (iteration 1,233, in the step) has stopped: last heard of " in said

@@ -1,8 +1,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from driving import Forked, forked
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from videogn.engine.checkpoint import (
@@ -194,33 +193,42 @@ while True:
 """
 
 
+def number_after(last: int, process: Forked) -> int:
+    """The newest number that a program has printed, once it is another than the last."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        newest = [0, *map(int, process.stdout.read_text().rpartition("\n")[0].splitlines())][-1]
+        if newest > last:
+            return newest
+        time.sleep(0.002)
+    raise AssertionError(f"nothing after {last}: {process.stderr.read_text()}")
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 def test_killed_while_saving_a_sound_one_is_always_left(tmp_path: Path) -> None:
     """Looked at 50 times at random moments of an endless loop of saves, of two processes."""
     rng, halves = random.Random(0), 0
     checkpoints = Checkpoints(tmp_path)
+    said = tmp_path / "said"
+    said.mkdir()
     for _ in range(2):
-        command = [sys.executable, "-c", SAVER, str(tmp_path), str(Path(__file__).parent)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        try:
+        done = 0
+        with forked(SAVER, said, tmp_path, Path(__file__).parent) as process:
             for _ in range(25):
-                done = int(process.stdout.readline())
+                done = number_after(done, process)
                 time.sleep(rng.random() * 0.02)
                 # A stopped process is as good as a killed one to look at.
-                process.send_signal(signal.SIGSTOP)
+                os.kill(process.pid, signal.SIGSTOP)
                 halves += len(list(tmp_path.glob(".*.safetensors")))
                 newest = checkpoints.newest_sound(nothing)
                 assert newest is not None
                 assert int(newest.stem.removeprefix("iter_")) >= done
                 assert len(checkpoints.newest_first()) <= 3
                 assert read_weights(tmp_path / "last.safetensors").training["iteration"] >= done
-                process.send_signal(signal.SIGCONT)
-        finally:
+                os.kill(process.pid, signal.SIGCONT)
             process.kill()
-            process.wait(30)
-            process.stdout.close()
+            assert process.ended(30) == -signal.SIGKILL
         checkpoints.drop_halves()
         assert not list(tmp_path.glob(".*.safetensors"))
     assert halves

@@ -28,6 +28,7 @@ from videogn.engine.memory import (
 )
 from videogn.errors import RunError
 from videogn.models.build import build_network
+from videogn.models.execution import EAGER
 from videogn.models.i3d import i3d
 from videogn.models.spec import ARCHITECTURES, NetworkSpec
 
@@ -419,7 +420,7 @@ def test_the_steps_that_are_measured_train(norm, precision, monkeypatch):
 
     monkeypatch.setattr(memory, "build_network", build)
     wanted = spec(norm=norm, width=8, depths=(1, 1), num_groups=4)
-    memory._two_steps(wanted, (2, *SMALL), precision, torch.device("cpu"))
+    memory._two_steps(wanted, (2, *SMALL), precision, torch.device("cpu"), EAGER)
     ((network, before),) = built
     assert any(
         not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)

@@ -91,3 +91,68 @@ def test_cosine_goes_from_the_rate_to_zero_after_its_warm_up() -> None:
 def test_a_recipe_names_its_schedule() -> None:
     assert isinstance(make_schedule(TrainConfig(schedule="cosine"), 0.1), CosineSchedule)
     assert make_schedule(TrainConfig(), 0.1).at(400_000) == pytest.approx(0.001)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_updates_are_those_of_the_formula(device, momentum, layout):
+    """v = m v + g + d w; w = w - lr (g + d w + m v), in float64 by hand, over three steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv3d(4, 8, (1, 3, 3)), nn.BatchNorm3d(8), nn.Conv3d(8, 4, 1))
+    model.to(device, memory_format=layout)
+    optimizer = build_optimizer(
+        model, learning_rate=0.1, momentum=momentum, weight_decay=0.01, norm_weight_decay=0.0
+    )
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    weights = [p.detach().double().cpu() for p in model.parameters()]
+    speeds = [torch.zeros_like(w) for w in weights]
+    for step in range(3):
+        x = torch.randn(2, 4, 2, 6, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad(set_to_none=True)
+        model(x.to(device, memory_format=layout)).square().sum().backward()
+        grads = [p.grad.double().cpu() for p in model.parameters()]
+        optimizer.step()
+        for place, (p, w) in enumerate(zip(model.parameters(), weights, strict=True)):
+            pull = grads[place] + decays[id(p)] * w
+            speeds[place] = momentum * speeds[place] + pull
+            weights[place] = w - 0.1 * (pull + momentum * speeds[place])
+            scale = weights[place].abs().max()
+            error = (p.detach().double().cpu() - weights[place]).abs().max() / scale
+            assert error < 1e-6 * 10**step
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_infinite_first_gradients_leave_no_trace(device):
+    """fp16's loss scale passes over them, and the first sound step is as if they had not been."""
+    models, ends = [nn.Linear(4, 4) for _ in range(2)], []
+    models[1].load_state_dict(models[0].state_dict())
+    for model, broken in zip(models, (False, True), strict=True):
+        model.to(device)
+        optimizer = build_optimizer(
+            model, learning_rate=0.1, momentum=0.9, weight_decay=0.0, norm_weight_decay=0.0
+        )
+        scaler = torch.amp.GradScaler(device, init_scale=2.0, growth_interval=100)
+        for step in range(3):
+            if step == 0 and not broken:
+                continue
+            optimizer.zero_grad()
+            x = torch.full((2, 4), torch.inf if step == 0 else 1.0, device=device)
+            scaler.scale(model(x).square().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
+    assert ends[0].isfinite().all()

@@ -14,6 +14,7 @@ from videogn.commands.run_parts import freeze
 from videogn.config import TrainConfig
 from videogn.data.transforms import normalize
 from videogn.distributed import World
+from videogn.engine.ahead import Ahead
 from videogn.engine.checkpoint import Trained, TrainingState
 from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import make_plan
@@ -257,3 +258,29 @@ def test_stages_are_told_before_they_begin(tmp_path: Path) -> None:
     train(run, START, endless(), None)
     assert told[:4] == [("reading", 0), ("step", 0), ("reading", 1), ("step", 1)]
     assert ("saving", 2) in told
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_asking_early_changes_nothing(tmp_path: Path, monkeypatch, accumulation: int) -> None:
+    """As on a GPU, where the next batches come while the gradients are computed."""
+    asked: list[int] = []
+
+    def counted() -> Iterator[Batch]:
+        for number, one in enumerate(endless()):
+            asked.append(number)
+            yield one
+
+    runs = []
+    for early in (False, True):
+        monkeypatch.setattr(Ahead, "overlaps", property(lambda self, early=early: early))
+        run = run_of(tmp_path / str(early), "bn", accumulation=accumulation)
+        run.folder.path.mkdir()
+        asked.clear()
+        state = train(run, START, counted(), None)
+        assert state.iteration == state.settled == 6
+        assert asked == list(range(6 * accumulation))
+        runs.append(run)
+    ours, theirs = (weights_of(run) for run in runs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for run in runs:
+        assert [entry["iteration"] for entry in read_log(run.folder.log)] == [2, 4, 6]

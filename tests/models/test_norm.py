@@ -1,10 +1,13 @@
 import copy
 import math
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from driving import forked
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -301,6 +304,15 @@ def sync_rank(rank, folder, x, splits, weights):
     dist.destroy_process_group()
 
 
+SYNC = """
+import sys, torch
+rank, folder, tests = sys.argv[1:]
+sys.path.insert(0, tests)
+from test_norm import sync_rank
+sync_rank(int(rank), folder, *torch.load(folder + "/given.pt"))
+"""
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_synchronised_statistics_are_those_of_the_whole_batch(tmp_path, mean):
@@ -308,7 +320,11 @@ def test_synchronised_statistics_are_those_of_the_whole_batch(tmp_path, mean):
     x = mean + torch.randn(5, 4, 2, 3, 3, generator=generator, dtype=torch.float64)
     weights = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     splits = [3, 2]  # uneven on purpose
-    mp.spawn(sync_rank, (str(tmp_path), x, splits, weights), nprocs=2)
+    torch.save((x, splits, weights), tmp_path / "given.pt")
+    with ExitStack() as stack:
+        words = [(rank, tmp_path, Path(__file__).parent) for rank in range(2)]
+        ranks = [stack.enter_context(forked(SYNC, tmp_path, *one)) for one in words]
+        assert [rank.ended(90) for rank in ranks] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     peer = with_affine(make_norm("bn")(4), torch.Generator()).double()

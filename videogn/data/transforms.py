@@ -97,11 +97,18 @@ def normalize(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
     """(B, C, T, H, W) uint8 to float32 on the same device: (x / 255 - mean) / std per colour."""
-    shape = (1, 3, 1, 1, 1)
-    scale = torch.tensor([1 / (255 * s) for s in std], device=clips.device).view(shape)
-    shift = torch.tensor(
-        [-m / s for m, s in zip(mean, std, strict=True)], device=clips.device
-    ).view(shape)
+    scale, shift = _scale_and_shift(clips.device, mean, std)
     # Clips arrive with their colours last in memory; most networks take them first.
     floats = clips.to(torch.float32, memory_format=memory_format)
     return floats.mul_(scale).add_(shift)
+
+
+def _scale_and_shift(
+    device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
+    """What each colour is multiplied by, and what is added then, (1, 3, 1, 1, 1)."""
+    shape = (1, 3, 1, 1, 1)
+    scale = torch.tensor([1 / (255 * s) for s in std])
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+    # Made on the host: a tensor made of numbers on a GPU would wait for all the GPU has to do.
+    return tuple(t.to(device, non_blocking=True).view(shape) for t in (scale, shift))  # type: ignore[return-value]

@@ -239,8 +239,9 @@ def step_memory(
     allocated = _lines([trace.allocated for trace in traces])
     with_workspace = _lines([trace.with_workspace for trace in traces])
     trained = sum(tensor_bytes(p) for p in network.parameters() if p.requires_grad)
-    # SGD over lists of tensors copies the gradients for weight decay and for Nesterov's step.
-    update = (2 * trained, 0)
+    # SGD over lists of tensors copies the gradients for weight decay and for Nesterov's step; the
+    # fused one of a GPU does not.
+    update = (0 if device == "cuda" else 2 * trained, 0)
     return StepMemory(
         state_bytes=state_bytes(network, averaged=averaged),
         kept=Moments(tuple(_lines([[trace.kept] for trace in traces]))),

@@ -1,7 +1,7 @@
 """What happened since the last progress line, and the line itself."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from videogn.config import TrainConfig
-from videogn.data.loader import ClipBatch
 from videogn.distributed import World, gather_over_ranks, sum_over_ranks
+from videogn.engine.ahead import Batch, Waits
 from videogn.engine.checkpoint import TrainingState, Window
 from videogn.engine.metrics import Tally
 from videogn.engine.plan import TrainPlan
@@ -51,6 +51,7 @@ class Meter:
         self.log = log
         self._plan, self._recipe, self._world, self._report = plan, recipe, world, report
         self._first, self._started = state.iteration, time.monotonic()
+        self._waits = Waits(world.device)
         self._begin(state.iteration)
         self._since = state.window.since
         self._take_up(state.window)
@@ -60,7 +61,7 @@ class Meter:
         self._tally = Tally.empty(self._world.device)
         self._failures: list[_Failure] = []
         self._samples: list[tuple[int, list[int]]] = []
-        self._waited, self._clips = 0.0, 0
+        self._clips = 0
         self._clock = time.monotonic()
 
     def _take_up(self, window: Window) -> None:
@@ -77,19 +78,16 @@ class Meter:
             return
         self._tally = Tally(torch.tensor(mine, dtype=torch.float64, device=world.device))
 
-    def timed_next(self, batches: Iterator[ClipBatch]) -> ClipBatch:
-        """The next batch, counting the time spent waiting for it."""
-        before = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - before
-        return batch
+    def waiting(self, work: Callable[[], None]) -> None:
+        """Do something that brings data, counting the time that the device waits for it."""
+        self._waits.during(work, time.monotonic)
 
     def add(
         self,
         loss: Tensor,
         logits: Tensor,
         labels: Tensor,
-        batches: Sequence[ClipBatch],
+        batches: Sequence[Batch],
         iteration: int,
     ) -> None:
         """Count one step of this rank."""
@@ -169,7 +167,7 @@ class Meter:
         )
 
     def _values(self, tally: Tally, iteration: int) -> dict[str, Any]:
-        plan, now = self._plan, time.monotonic()
+        plan, waited, now = self._plan, self._waits.take(), time.monotonic()
         seconds = now - self._clock
         pace = (now - self._started) / max(1, iteration - self._first)
         return {
@@ -179,7 +177,7 @@ class Meter:
             "top1": tally.top1,
             "lr": plan.schedule.at(iteration - 1),
             "clips_per_second": round(self._clips * self._world.size / seconds, 3),
-            "data_wait": round(self._waited / seconds, 4),
+            "data_wait": round(waited / seconds, 4),
             "eta_seconds": round((plan.iterations - iteration) * pace),
         }
 

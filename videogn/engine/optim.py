@@ -97,7 +97,7 @@ def build_optimizer(
     """SGD with Nesterov momentum; gamma and beta of norm layers have their own weight decay.
 
     The released non-local code decays convolutions, the classifier and its bias, and leaves the
-    norm layers alone. Frozen parameters are left out.
+    norm layers alone. Frozen parameters are left out. On a GPU one kernel updates many tensors.
     """
     norms = {id(parameter) for parameter in norm_parameters(model)}
     groups = [
@@ -109,12 +109,21 @@ def build_optimizer(
         }
         for of_norm, decay in ((False, weight_decay), (True, norm_weight_decay))
     ]
-    return torch.optim.SGD(
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = bool(trained) and all(parameter.is_cuda for parameter in trained)
+    optimizer = torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=learning_rate,
         momentum=momentum,
         nesterov=momentum > 0,
+        fused=fused or None,
     )
+    if fused and momentum > 0:
+        # From 0 it becomes the gradients in the first step, as it would have been made of them. The
+        # fused step makes it of whatever is in memory where fp16's first gradients are infinite.
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

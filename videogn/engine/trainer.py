@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videogn.config import TrainConfig
-from videogn.data.loader import ClipBatch
 from videogn.data.transforms import normalize
 from videogn.distributed import World, gather_over_ranks, sum_over_ranks
+from videogn.engine.ahead import Ahead, Batch
 from videogn.engine.checkpoint import Trained, TrainingState, save_checkpoint, save_weights
 from videogn.engine.meter import Meter
 from videogn.engine.mixing import Mixing
@@ -37,6 +38,10 @@ def _no_stop() -> bool:
 def _nothing_to_refresh(stop_asked: Callable[[], bool]) -> bool:
     del stop_asked
     return True
+
+
+def _nothing() -> None:
+    pass
 
 
 def _no_stage(stage: Stage, iteration: int) -> None:
@@ -101,16 +106,26 @@ class Step:
     stop: bool
 
 
-def train_step(run: Run, batches: Sequence[ClipBatch], iteration: int) -> Step:
+def train_step(
+    run: Run,
+    batches: Sequence[Batch],
+    iteration: int,
+    meanwhile: Callable[[], None] = _nothing,
+) -> Step:
     """One update of the weights, by the gradients of all ``batches`` of all ranks.
 
     Where the loss of any rank is not finite no rank updates.
+
+    Args:
+        meanwhile: called while a GPU computes the gradients.
     """
     optimizer, scaler = run.trained.optimizer, run.trained.scaler
     set_learning_rate(optimizer, run.plan.schedule.at(iteration))
     optimizer.zero_grad(set_to_none=True)
     loss, logits, labels = _gradients(run, batches, iteration)
-    finite, stop = _agree(torch.isfinite(loss) & _bounded_gradients(run), run.stop_asked())
+    sound = torch.isfinite(loss) & _bounded_gradients(run)
+    meanwhile()
+    finite, stop = _agree(sound, run.stop_asked())
     if finite:
         scaler.step(optimizer)
         scaler.update()
@@ -119,9 +134,7 @@ def train_step(run: Run, batches: Sequence[ClipBatch], iteration: int) -> Step:
     return Step(loss, logits, labels, finite, stop)
 
 
-def _gradients(
-    run: Run, batches: Sequence[ClipBatch], iteration: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(run: Run, batches: Sequence[Batch], iteration: int) -> tuple[Tensor, Tensor, Tensor]:
     """Add up the gradients of one batch after the other; ranks exchange them with the last."""
     losses, logits, labels = [], [], []
     for number, batch in enumerate(batches):
@@ -138,7 +151,7 @@ def _gradients(
     return torch.stack(losses).mean(), torch.cat(logits), torch.cat(labels)
 
 
-def _forward(run: Run, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     device, recipe = run.world.device, run.recipe
     clips = normalize(batch.clips_on(device), run.info.mean, run.info.std)
     clips = clips.contiguous(memory_format=run.memory_format)
@@ -165,13 +178,13 @@ def _bounded_gradients(run: Run) -> Tensor:
     """
     recipe, scaler = run.recipe, run.trained.scaler
     if scaler.is_enabled() and recipe.clip_norm is None:
-        return torch.tensor(True, device=run.world.device)
+        return torch.ones((), dtype=torch.bool, device=run.world.device)
     scaler.unscale_(run.trained.optimizer)
     parameters = [p for p in run.trained.network.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
     if recipe.clip_norm is not None:
         clip_grads_with_norm_(parameters, recipe.clip_norm, norm)
-    return torch.isfinite(norm) | torch.tensor(scaler.is_enabled(), device=norm.device)
+    return torch.ones_like(norm, dtype=torch.bool) if scaler.is_enabled() else torch.isfinite(norm)
 
 
 def _agree(finite: Tensor, stop: bool) -> tuple[bool, bool]:
@@ -184,7 +197,7 @@ def _agree(finite: Tensor, stop: bool) -> tuple[bool, bool]:
 def train(
     run: Run,
     state: TrainingState,
-    batches: Iterator[ClipBatch],
+    batches: Iterator[Batch],
     validate_now: ValidateNow | None,
 ) -> TrainingState:
     """Run the steps from ``state`` to the end of the plan, or until a signal asks to stop.
@@ -203,17 +216,25 @@ def train(
     log = RunLog(run.folder.log) if run.world.is_main else None
     meter = Meter(run.plan, run.recipe, run.world, run.report, log, state)
     buffers, stop = Buffers(run.trained.network), False
+    source = Ahead(batches, run.plan.accumulation, run.world.device)
+
+    def bring(iteration: int) -> None:
+        run.stage("reading", iteration)
+        meter.waiting(source.ask)
+        run.stage("step", iteration)
+
     set_training(run.model, run.trained.network, run.frozen)
     if state.settled < state.iteration:
         # Stopped between a step and what follows it.
         state, stop = _milestone(run, meter, state, validate_now)
     while state.iteration < run.plan.iterations and not stop:
         iteration = state.iteration
-        run.stage("reading", iteration)
-        parts = [meter.timed_next(batches) for _ in range(run.plan.accumulation)]
-        run.stage("step", iteration)
+        bring(iteration)
+        parts = source.take()
         buffers.keep()
-        step = train_step(run, parts, iteration)
+        is_last = iteration + 1 == run.plan.iterations
+        early = source.overlaps and not is_last
+        step = train_step(run, parts, iteration, partial(bring, iteration) if early else _nothing)
         if not step.updated:
             buffers.restore()
             _end_at_numbers(run, meter, state, step, parts)
@@ -273,7 +294,7 @@ def _saved(run: Run, meter: Meter, state: TrainingState) -> TrainingState:
 
 
 def _end_at_numbers(
-    run: Run, meter: Meter, state: TrainingState, step: Step, batches: Sequence[ClipBatch]
+    run: Run, meter: Meter, state: TrainingState, step: Step, batches: Sequence[Batch]
 ) -> None:
     """Save the state before a step whose numbers are not finite, and say which clips it had.
 

@@ -1,22 +1,15 @@
-"""Kernels run on the GPU where there is one, else on the CPU in Triton's interpreter.
-
-Triton reads TRITON_INTERPRET where a kernel is defined and here and there while it runs, so it is
-set around every test of this folder and nowhere else: tests that compile for real, in the same
-process, do not see it. Kernel modules are imported inside of a test, at the first launch.
-"""
+"""Fused layers are tested in Triton's interpreter on the CPU and, marked gpu, on a CUDA device."""
 
 import pytest
 import torch
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    if DEVICE.type == "cpu":
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where the kernels run; on the CPU, in the interpreter, which is on for this test only."""
+    if request.param == "cpu":
+        pytest.importorskip("triton")
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return DEVICE
+    elif not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
