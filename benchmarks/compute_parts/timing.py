@@ -104,7 +104,6 @@ class Timer:
     def peak_bytes(self, step: Callable[[], object]) -> int | None:
         """Bytes that a step allocates beyond what is there before, at its peak; None on a CPU."""
         if self.device.type != "cuda":
-            step()
             return None
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
