@@ -41,12 +41,9 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
 _TILE_BYTES = 4096
 """Of one tensor: 32 bytes a thread, two of the widest loads."""
-_MOST_PROGRAMS = 4096
-"""Of a kernel that reduces: each leaves partial sums, which are to stay few beside the tensor."""
-_FEW_PROGRAMS = 1024
-"""Up to here a program of a kernel that reduces has one tile, then up to eight."""
+_REDUCE_PROGRAMS = 1024
+"""About as many programs reduce: enough for every multiprocessor, few enough to be merged fast."""
 _MAP_PROGRAMS = 8192
-"""Of a kernel that maps, about, where tensors are large."""
 _MERGE_BLOCK = 1024
 _MERGE_SPLITS = 128
 _MERGE_CHANNELS = 8
@@ -235,9 +232,8 @@ def _plan(
     channel_blocks = -(-channels // block_c)
     tiles = -(-places // block_r)
     in_all = tiles * samples * channel_blocks
-    per_reduce = max(-(-in_all // _MOST_PROGRAMS), min(8, -(-in_all // _FEW_PROGRAMS)))
+    per_reduce = -(-in_all // _REDUCE_PROGRAMS)
     if per_reduce > 4:
-        # Tiles are taken by fours.
         per_reduce = -(-per_reduce // 4) * 4
     per_map = 4 * max(1, in_all // (4 * _MAP_PROGRAMS))
     return _Plan(
