@@ -3,7 +3,6 @@
 Everything that knows how the toolkit puts a network into a form is in :func:`prepared`.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +34,7 @@ class Form:
         stem: form of the stem under ``2d``.
         recompute: none, act, act+conv_c or block.
         compiled: by torch.compile.
-        graph: the whole step captured as one CUDA graph.
+        graph: forward and backward pass as CUDA graphs, as the toolkit trains with few clips.
         tuned: cuDNN tries its algorithms out (``torch.backends.cudnn.benchmark``).
         precision: bf16 or fp32.
     """
@@ -129,18 +128,18 @@ def autocast(form: Form, device: torch.device) -> Any:
 
 @dataclass
 class Training:
-    """A network in a form with its optimiser and clips: ``step`` is one update."""
+    """A network in a form with its optimiser and clips: ``step`` is one update.
+
+    Attributes:
+        model: the network as the step calls it.
+    """
 
     form: Form
     network: nn.Module
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     clips: Tensor
     labels: Tensor
-
-    def static_bytes(self) -> int:
-        """Of weights, buffers and momenta."""
-        weights = sum(p.nbytes for p in self.network.parameters())
-        return 2 * weights + sum(b.nbytes for b in self.network.buffers())
 
     def step(self) -> None:
         with torch.backends.cudnn.flags(enabled=True, benchmark=self.form.tuned, allow_tf32=True):
@@ -153,7 +152,7 @@ class Training:
         inputs = normalize(self.clips, VIDEO.mean, VIDEO.std, self.form.memory_format)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.form, self.clips.device):
-            logits = self.network(inputs)
+            logits = self.model(inputs)
         F.cross_entropy(logits.float(), self.labels).backward()
         self.optimizer.step()
 
@@ -161,7 +160,7 @@ class Training:
         """Habits of its loop: a list of inputs, and numbers brought to the host at every step."""
         inputs = [normalize(self.clips, VIDEO.mean, VIDEO.std)]
         with autocast(self.form, self.clips.device):
-            logits = self.network(inputs[0])
+            logits = self.model(inputs[0])
             loss = F.cross_entropy(logits, self.labels)
         if bool(torch.isnan(loss)):
             raise RuntimeError("the loss is not a number")
@@ -173,19 +172,6 @@ class Training:
         hits = logits.topk(min(5, logits.shape[1])).indices == self.labels[:, None]
         for number in (loss, hits[:, 0].float().mean(), hits.float().sum(1).mean()):
             number.item()
-
-    def captured(self) -> Callable[[], None]:
-        """The step as one CUDA graph, which replays on the same clips."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        return graph.replay
 
 
 def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> Training:
@@ -203,4 +189,10 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
     )
     videos = pixels(bench, clips, frames, bench.scale.size)
     labels = torch.arange(clips, device=bench.device) % 5
-    return Training(form, network, optimizer, videos, labels)
+    model = network
+    if form.graph:
+        from videogn.engine.graphs import replayed
+
+        inputs = normalize(videos, VIDEO.mean, VIDEO.std, form.memory_format)
+        model = replayed(network, inputs, form.precision)
+    return Training(form, network, model, optimizer, videos, labels)

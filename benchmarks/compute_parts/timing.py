@@ -78,9 +78,11 @@ class Timer:
     ) -> dict[str, float | Failure]:
         """Median seconds of each step; one round runs each ``in_a_row`` times, one after another.
 
-        The host may queue a step while the one before computes, as it does in training. Rounds end
+        On a GPU the host may queue a step while the one before computes, as it does in training,
+        and one step before is not counted: it settles what memory the others left. Rounds end
         early where time is up.
         """
+        settles = self.device.type == "cuda" and in_a_row > 1
         times: dict[str, list[float]] = {name: [] for name in steps}
         failures: dict[str, Failure] = {}
 
@@ -94,6 +96,8 @@ class Timer:
             for name, step in steps.items():
                 if name in failures:
                     continue
+                if settles:
+                    attempt(step)
                 taken = attempt(lambda step=step: self._seconds(lambda: run(step)))
                 if isinstance(taken, Failure):
                     failures[name] = taken
@@ -101,13 +105,16 @@ class Timer:
                     times[name].append(taken / in_a_row)
         return {name: failures.get(name) or statistics.median(times[name]) for name in steps}
 
-    def peak_bytes(self, step: Callable[[], object]) -> int | None:
-        """Bytes that a step allocates beyond what is there before, at its peak; None on a CPU."""
+    def allocated(self) -> int:
+        """Bytes of live tensors; 0 on a CPU."""
+        return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+
+    def peak_bytes(self, step: Callable[[], object], before: int) -> int | None:
+        """Bytes beyond those allocated ``before`` at the peak of a step; None on a CPU."""
         if self.device.type != "cuda":
             return None
         self.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
         step()
         self.synchronize()
         return torch.cuda.max_memory_allocated() - before

@@ -64,7 +64,7 @@ class Cell:
 
     Attributes:
         seconds: median of a step.
-        nbytes: peak of a step with weights and momenta; None on a CPU.
+        nbytes: peak of a step with weights, momenta and clips; None on a CPU and of graphs.
     """
 
     seconds: float
@@ -139,7 +139,8 @@ def compare(bench: Bench, timer: Timer, point: Point, forms: Sequence[Form], rou
         memory = None
         if cell.nbytes is not None:
             bench.known[f"bytes {point.layout} {form}"] = cell.nbytes
-            memory = None if isinstance(base, Failure) else cell.nbytes / (base.nbytes or 1)
+            if isinstance(base, Cell) and base.nbytes:
+                memory = cell.nbytes / base.nbytes
         speed = point.clips / cell.seconds
         page.row(form, 1e3 * cell.seconds, speed, ratio(cell, base), gigabytes(cell), memory)
 
@@ -185,12 +186,10 @@ def warmed_up(
     bench: Bench, timer: Timer, point: Point, form: Form
 ) -> tuple[Callable[[], None], int | None]:
     """A step that has run a few times, and its peak of memory."""
+    before = timer.allocated()
     made = training(bench, form, point.layout, point.clips, point.frames)
     for _ in range(0 if bench.dry else WARM_UP):
         made.step()
-    peak = timer.peak_bytes(made.step)
-    step = made.captured() if form.graph else made.step
-    if form.graph:
-        step()
-    timer.synchronize()
-    return step, None if peak is None else peak + made.static_bytes()
+    peak = timer.peak_bytes(made.step, before)
+    # What a graph holds is not counted as allocated.
+    return made.step, None if form.graph else peak
