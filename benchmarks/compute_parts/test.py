@@ -31,9 +31,8 @@ WAYS = {
     "BN eager bf16 contiguous": Form("bn"),
     "GN eager bf16 contiguous": Form("gn"),
     f"{FOLDED}3D channels last": Form("bn", memory_format=LAST),
-    f"{FOLDED}2D views": Form("bn", memory_format=LAST, convolutions="2d"),
+    f"{FOLDED}2D frames, 3D steps": replace(FUSED, norm="bn", norms="eager"),
     "GN fused": FUSED,
-    "GN fused, stem space_padded": replace(FUSED, stem="space_padded"),
     "pytorchvideo fp32": replace(PYTORCHVIDEO, precision="fp32"),
     "pytorchvideo bf16": PYTORCHVIDEO,
 }
