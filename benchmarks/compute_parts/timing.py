@@ -126,6 +126,8 @@ def attempt(call: Callable[[], Value]) -> Value | Failure:
         return call()
     except torch.OutOfMemoryError:
         reason = "out of memory"
+    except ModuleNotFoundError as error:
+        reason = f"not installed: {error.name}"
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         reason = f"failed: {type(error).__name__}: {first[:120]}"

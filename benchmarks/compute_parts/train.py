@@ -188,7 +188,7 @@ def warmed_up(
     """A step that has run a few times, and its peak of memory."""
     before = timer.allocated()
     made = training(bench, form, point.layout, point.clips, point.frames)
-    for _ in range(0 if bench.dry else WARM_UP):
+    for _ in range(0 if bench.dry else WARM_UP - 1):
         made.step()
     peak = timer.peak_bytes(made.step, before)
     # What a graph holds is not counted as allocated.
