@@ -296,9 +296,10 @@ class ComputeConfig:
     norms: Literal["auto", "fused", "eager"] = "auto"
     """``fused``: norm, residual sum and ReLU as one Triton kernel; ``eager``: torch's layers.
     ``auto``: fused on GPUs with Triton."""
-    convolutions: Literal["auto", "3d", "2d"] = "auto"
+    convolutions: Literal["auto", "3d", "2d", "mixed"] = "auto"
     """``3d``: torch's 3D convolutions; ``2d``: the same memory seen as 2D convolutions and matrix
-    products, for channels-last tensors. ``auto``: what was measured to be faster."""
+    products, for channels-last tensors; ``mixed``: the latter but for kernels over time alone.
+    ``auto``: on GPUs ``mixed``, or ``2d`` where cuDNN's 3D convolutions are wrong."""
     recompute: Literal["none", "act", "act+conv_c", "block"] = "none"
     """What the backward pass computes again instead of keeping it: the activations between a
     block's convolutions; those and the output of its last convolution; whole blocks."""

@@ -165,10 +165,10 @@ def test_a_broken_run_on_shards_goes_on_bit_for_bit(
     read: list[str] = []
     real_read, real_step = RandomClips.read, trainer.train_step
 
-    def dying_step(run: object, batch: object, iteration: int) -> object:
+    def dying_step(run: object, batch: object, iteration: int, *rest: object) -> object:
         if iteration == 5:
             raise KeyboardInterrupt
-        return real_step(run, batch, iteration)
+        return real_step(run, batch, iteration, *rest)
 
     def noting_read(clips: RandomClips, path: str, *rest: object) -> object:
         if "/@" in path:  # of the training list; validation reads plain files

@@ -82,10 +82,10 @@ def test_a_broken_run_goes_on_bit_for_bit(tiny, norm: str, monkeypatch) -> None:
 
     real_step = trainer.train_step
 
-    def dying_step(run: object, batch: object, iteration: int) -> object:
+    def dying_step(run: object, batch: object, iteration: int, *rest: object) -> object:
         if iteration == 5:
             raise KeyboardInterrupt
-        return real_step(run, batch, iteration)
+        return real_step(run, batch, iteration, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "train_step", dying_step)

@@ -79,6 +79,9 @@ def test_what_cannot_be_is_refused_with_the_remedy(machine, norm, compute, words
 def test_a_faulty_cudnn_is_no_matter_in_float32_and_is_avoided_by_auto() -> None:
     assert chosen(FAULTY, precision="fp32", convolutions="3d").convolutions == "3d"
     assert chosen(FAULTY).convolutions == "2d"
+    assert chosen(A_GPU).convolutions == "mixed"
+    with pytest.raises(ConfigError, match=r"9\.10\.2"):
+        chosen(FAULTY, convolutions="mixed")
 
 
 def test_the_compiler_chooses_for_itself_what_to_compute_again() -> None:

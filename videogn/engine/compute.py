@@ -107,16 +107,20 @@ def _is_channels_last(
 
 def _convolutions(compute: ComputeConfig, machine: Machine, precision: str, *, last: bool) -> str:
     fault = conv3d_fault(dtype_of(precision), machine.cudnn, tf32=precision == "tf32")
-    if compute.convolutions == "2d" and not last:
+    if compute.convolutions in ("2d", "mixed") and not last:
         raise ConfigError(
-            "compute.convolutions=2d works on channels-last tensors and train.memory_format is "
-            "contiguous here; set train.memory_format=channels_last_3d"
+            f"compute.convolutions={compute.convolutions} works on channels-last tensors, and the "
+            "network's are contiguous here; set train.memory_format=channels_last_3d"
         )
-    if compute.convolutions == "3d" and fault is not None:
-        raise ConfigError(f"compute.convolutions=3d: {fault} (compute.convolutions=2d)")
+    if compute.convolutions in ("3d", "mixed") and fault is not None:
+        raise ConfigError(
+            f"compute.convolutions={compute.convolutions}: {fault} (compute.convolutions=2d)"
+        )
     if compute.convolutions != "auto":
         return compute.convolutions
-    return "2d" if last and machine.cuda else "3d"
+    if not (last and machine.cuda):
+        return "3d"
+    return "mixed" if fault is None else "2d"
 
 
 def _check_recompute(recompute: str, norms: str, spec: NetworkSpec, compiled: bool) -> None:

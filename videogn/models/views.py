@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videogn.errors import UserError
+from videogn.models.recompute import Recipe, dropping
 
 LAST = torch.channels_last_3d
 FEW_COLOURS = 4
@@ -89,12 +90,24 @@ class StemConv3d(nn.Conv3d):
         if torch.is_autocast_enabled(video.device.type):
             # Before it is stacked: the fewest bytes are moved.
             video = video.to(torch.get_autocast_dtype(video.device.type))
+        stacked = self._stacked(video)
+        if video.requires_grad or torch.compiler.is_compiling():
+            return self._convolved(video, stacked)
+        # Stacked anew for the gradient of the weights: images are many times the size of clips.
+        with dropping(stacked[0], Recipe(lambda: self._stacked(video)[0])):
+            return self._convolved(video, stacked)
+
+    def _stacked(self, video: Tensor) -> "Stacked":
         stack = stacked_places if self.fold else stacked_steps
         images, kernel, stride, padding = stack(self, video.permute(0, 2, 3, 4, 1))
         missing = -images.shape[-1] % CHANNEL_STEP if self.pad else 0
         if missing:
             images = F.pad(images, (0, missing))
             kernel = F.pad(kernel, (0, 0, 0, 0, 0, missing))
+        return images, kernel, stride, padding
+
+    def _convolved(self, video: Tensor, stacked: "Stacked") -> Tensor:
+        images, kernel, stride, padding = stacked
         out = F.conv2d(images.permute(0, 3, 1, 2), kernel, self.bias, stride, padding)
         return _video(out, len(video))
 
@@ -194,7 +207,7 @@ STEMS = ("native", "time", "time_padded", "space", "space_padded")
 2x2 places too (60, or 64)."""
 
 
-def use_views(network: nn.Module, stem: str = "native") -> int:
+def use_views(network: nn.Module, stem: str = "native", *, steps: bool = True) -> int:
     """Replace the convolutions that have a form as 2D convolution or matrix product, in place.
 
     Parameters and their names stay. Those without such a form (3x3x3, a string as padding) stay
@@ -204,6 +217,7 @@ def use_views(network: nn.Module, stem: str = "native") -> int:
         network: on any device, also the meta device; its weights and clips should have their
             channels last.
         stem: a key of :data:`STEMS`, for convolutions of at most :data:`FEW_COLOURS` channels.
+        steps: whether those over time alone (Kx1x1) are replaced too.
 
     Returns:
         How many were replaced.
@@ -221,7 +235,7 @@ def use_views(network: nn.Module, stem: str = "native") -> int:
         convolution = network.get_submodule(name)
         assert isinstance(convolution, nn.Conv3d)
         form = _form(convolution, stem)
-        if form is None:
+        if form is None or (form is StepsConv3d and not steps):
             continue
         parent, _, last = name.rpartition(".")
         setattr(network.get_submodule(parent), last, _sharing(convolution, form, stem))

@@ -41,12 +41,9 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
 _TILE_BYTES = 4096
 """Of one tensor: 32 bytes a thread, two of the widest loads."""
-_MOST_PROGRAMS = 4096
-"""Of a kernel that reduces: each leaves partial sums, which are to stay few beside the tensor."""
-_FEW_PROGRAMS = 1024
-"""Up to here a program of a kernel that reduces has one tile, then up to eight."""
+_REDUCE_PROGRAMS = 1024
+"""About as many programs reduce: enough for every multiprocessor, few enough to be merged fast."""
 _MAP_PROGRAMS = 8192
-"""Of a kernel that maps, about, where tensors are large."""
 _MERGE_BLOCK = 1024
 _MERGE_SPLITS = 128
 _MERGE_CHANNELS = 8
@@ -235,9 +232,8 @@ def _plan(
     channel_blocks = -(-channels // block_c)
     tiles = -(-places // block_r)
     in_all = tiles * samples * channel_blocks
-    per_reduce = max(-(-in_all // _MOST_PROGRAMS), min(8, -(-in_all // _FEW_PROGRAMS)))
+    per_reduce = -(-in_all // _REDUCE_PROGRAMS)
     if per_reduce > 4:
-        # Tiles are taken by fours.
         per_reduce = -(-per_reduce // 4) * 4
     per_map = 4 * max(1, in_all // (4 * _MAP_PROGRAMS))
     return _Plan(
@@ -529,24 +525,46 @@ def _act_backward_fake(
     return torch.empty_like(like), torch.empty_like(weight), torch.empty_like(bias), masked
 
 
-def _setup_act(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, mean, rstd, weight, bias, residual, relu, fixed = inputs
-    ctx.relu, ctx.fixed = relu, fixed
-    y = output if relu and residual is not None else None
-    ctx.save_for_backward(x, mean, rstd, weight, bias, y)
+class _Act(torch.autograd.Function):
+    """``norm_act`` with its gradients.
+
+    Put into the dispatcher by hand: ``torch.library.register_autograd`` would do the same for
+    twice the time of a call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, mean, rstd, weight, bias, residual, relu, fixed = inputs
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _norm_act(*inputs)
+        y = output if relu and residual is not None else None
+        ctx.save_for_backward(x, mean, rstd, weight, bias, y)
+        ctx.relu, ctx.fixed = relu, fixed
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "videogn's fused norm layers have no second derivative (create_graph=True): "
+                "use plain ones"
+            )
+        residual_grad = ctx.needs_input_grad[5]
+        grad_x, grad_weight, grad_bias, masked = _norm_act_backward(
+            grad, *ctx.saved_tensors, ctx.relu, ctx.fixed, residual_grad
+        )
+        grad_residual = (masked if ctx.relu else grad) if residual_grad else None
+        return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None
 
 
-def _act_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    residual_grad = ctx.needs_input_grad[5]
-    grad_x, grad_weight, grad_bias, masked = _norm_act_backward(
-        grad, *ctx.saved_tensors, ctx.relu, ctx.fixed, residual_grad
-    )
-    grad_residual = (masked if ctx.relu else grad) if residual_grad else None
-    return grad_x, None, None, grad_weight, grad_bias, grad_residual, None, None
-
-
-def _refuse(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("videogn's fused norm layers have no second derivative: use plain ones")
+def _act_autograd(*inputs: Any) -> Tensor:
+    if torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in inputs
+    ):
+        output: Tensor = _Act.apply(*inputs)
+        return output
+    with torch._C._AutoDispatchBelowAutograd():
+        return _norm_act(*inputs)
 
 
 _RUNS: tuple[Callable[..., Any], ...] = (_stats, _act, _act_backward)
@@ -556,10 +574,7 @@ for _schema, _run, _fake in zip(_SCHEMAS, _RUNS, _FAKES, strict=True):
     _LIBRARY.impl(_name, _run, "CUDA")  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
-torch.library.register_autograd(
-    "videogn::norm_act", _act_gradients, setup_context=_setup_act, lib=_LIBRARY
-)
-torch.library.register_autograd("videogn::norm_act_backward", _refuse, lib=_LIBRARY)
+_LIBRARY.impl("norm_act", _act_autograd, "Autograd")  # type: ignore[no-untyped-call]
 
 _norm_stats: Callable[..., tuple[Tensor, Tensor]] = torch.ops.videogn.norm_stats.default
 _norm_act: Callable[..., Tensor] = torch.ops.videogn.norm_act.default

@@ -50,7 +50,9 @@ def partial_stats(
     merged once, by Chan's formula. Values are first reduced by the first value of their group
     (the shift): at a mean of 1e4, a running mean in float32 would no longer follow steps of 1e-3.
     """
-    pid = tl.program_id(0)
+    # From the end, which was written last and may be in the cache; what follows this kernel
+    # reads from the beginning, which it leaves there.
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)
@@ -268,7 +270,9 @@ def partial_sums(
     MASK says where ReLU let through: 0 everywhere, 1 where the output computed again from x is
     positive, 2 where y is. With WRITE_MASKED dy is written: the gradient of the residual.
     """
-    pid = tl.program_id(0)
+    # From the end, which was written last and may be in the cache; what follows this kernel
+    # reads from the beginning, which it leaves there.
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)

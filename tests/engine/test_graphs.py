@@ -1,0 +1,105 @@
+"""Captured passes compute what the network computes, and follow its weights."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videogn.engine.graphs import replayed
+from videogn.models import i3d
+from videogn.models.execution import Execution
+
+pytestmark = pytest.mark.gpu
+
+LAST = torch.channels_last_3d
+FUSED = Execution(norms="fused", convolutions="mixed", memory_format=LAST)
+
+
+def network_for(device: str, norm: str = "gn", **form: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = i3d(norm=norm, num_groups=8, width=16, depths=(1, 1), num_classes=5)
+    execution = Execution(**{"norms": "fused", "memory_format": LAST} | form)
+    return execution.apply(network, device).train()
+
+
+def clips_of(seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(4, 3, 16, 64, 64, device="cuda").contiguous(memory_format=LAST)
+
+
+def step(model: nn.Module, network: nn.Module, seed: int, precision: str = "bf16") -> Tensor:
+    """One step of plain descent; the loss before it."""
+    clips, labels = clips_of(seed), torch.arange(4, device="cuda")
+    torch.manual_seed(seed)  # dropout
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(clips)
+    loss = F.cross_entropy(logits.float(), labels)
+    network.zero_grad(set_to_none=True)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 0.01 * parameter.grad
+    return loss.detach()
+
+
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+@pytest.mark.parametrize("recompute", ["none", "act+conv_c", "block"])
+def test_steps_are_those_without_graphs(norm: str, recompute: str) -> None:
+    plain = network_for("cuda", norm, recompute=recompute)
+    network = copy.deepcopy(plain)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    model = replayed(network, torch.zeros_like(clips_of(0)), "bf16")
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]), f"{name} has changed"
+    for seed in range(4):
+        expected, found = step(plain, plain, seed), step(model, network, seed)
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(network.get_buffer(name), buffer, rtol=2e-2, atol=2e-2)
+
+
+def test_dropout_is_drawn_anew_and_by_the_seed() -> None:
+    network = network_for("cuda")
+    model = replayed(network, torch.zeros_like(clips_of(0)), "bf16")
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            found.append(model(clips_of(0)).detach().clone())
+    # Seeds of clips and dropout are one call apart.
+    torch.testing.assert_close(found[0], found[2])
+
+
+def test_evaluation_and_other_shapes_are_the_networks_own() -> None:
+    network = network_for("cuda")
+    model = replayed(network, torch.zeros_like(clips_of(0)), "fp32")
+    short = clips_of(1)[:1, :, :8]
+    with torch.inference_mode():
+        expected = network.eval()(short)
+        found = model.eval()(short)
+    assert torch.equal(found, expected)
+
+
+def test_two_hundred_steps_of_the_fused_network_follow_the_plain_one() -> None:
+    """The loss on a few clips that are learned by heart, in bf16."""
+    losses = {}
+    for name, form in {
+        "plain": Execution(),
+        "fused": FUSED,
+        "graphs": FUSED,
+        "spared": Execution("fused", "2d", "act+conv_c", LAST),
+    }.items():
+        torch.manual_seed(0)
+        network = i3d(norm="gn", num_groups=8, width=16, depths=(1, 1), num_classes=4, dropout=0)
+        network = form.apply(network, "cuda").train()
+        model = network
+        if name == "graphs":
+            model = replayed(network, torch.zeros_like(clips_of(0)), "bf16")
+        losses[name] = torch.stack([step(model, network, count % 4) for count in range(200)]).cpu()
+    assert losses["plain"][-4:].mean() < 0.5 * losses["plain"][:4].mean()
+    for name, found in losses.items():
+        gap = (found - losses["plain"]).abs()
+        assert float(gap.max()) < 0.1, f"{name}: {float(gap.max())}"
+        assert float(gap.mean()) < 0.02, f"{name}: {float(gap.mean())}"
