@@ -31,8 +31,8 @@ class Form:
         source: ``ours``, ``pytorchvideo`` or ``pyslowfast``, the latter our network in its loop.
         norm: bn or gn.
         norms: ``eager`` or ``fused``.
-        convolutions: ``3d`` or ``2d``.
-        stem: form of the stem under ``2d``.
+        convolutions: ``3d``, ``2d`` or ``mixed``: 2D but for kernels over time alone.
+        stem: form of the stem, where not all are ``3d``.
         recompute: none, act, act+conv_c or block.
         compiled: by torch.compile.
         graph: forward and backward pass as CUDA graphs, as the toolkit trains with few clips.
@@ -57,8 +57,8 @@ class Form:
         if self.source != "ours":
             words.insert(0, self.source)
         words.append("channels last" if self.memory_format == LAST else "contiguous")
-        if self.convolutions == "2d":
-            words.append("2D views" + (f", {self.stem} stem" if self.stem != "native" else ""))
+        if self.convolutions != "3d":
+            words += [self.convolutions, f"{self.stem} stem"]
         if self.recompute != "none":
             words.append(f"recompute {self.recompute}")
         words += [word for word in ("compiled", "graph", "tuned") if getattr(self, word)]
@@ -72,7 +72,7 @@ BASE = Form("bn", memory_format=LAST)
 PYTORCHVIDEO = Form("bn", source="pytorchvideo")
 PYSLOWFAST = Form("bn", source="pyslowfast")
 FUSED_3D = Form("gn", "fused", memory_format=LAST)
-FUSED = replace(FUSED_3D, convolutions="2d")
+FUSED = replace(FUSED_3D, convolutions="mixed", stem="space_padded")
 """The form that the toolkit is to take on a GPU."""
 FUSED_BN = replace(FUSED, norm="bn")
 
@@ -107,10 +107,10 @@ def prepared(network: nn.Module, form: Form, device: torch.device) -> nn.Module:
         fuse(network, form.recompute)
     elif form.recompute != "none":
         raise ValueError("recomputing is part of the fused blocks")
-    if form.convolutions == "2d":
+    if form.convolutions != "3d":
         from videogn.models.views import use_views
 
-        use_views(network, form.stem)
+        use_views(network, form.stem, steps=form.convolutions == "2d")
     network = network.to(device, memory_format=form.memory_format)  # type: ignore[call-overload]
     return torch.compile(network) if form.compiled else network  # type: ignore[return-value]
 

@@ -53,12 +53,12 @@ WHOLE = Scale(
 )
 TINY = Scale(
     network={"width": 8, "num_groups": 4, "depths": (1,), "num_classes": 5},
-    clips=2,
+    clips=1,
     sweep=(1,),
     frames=(8, 10),
     size=16,
     test=(8, 16, 24),
-    views=2,
+    views=1,
     rounds=1,
     big=2**20,
     matmul=64,

@@ -9,6 +9,7 @@ from torch import nn
 
 from compute_parts.networks import (
     FUSED,
+    FUSED_3D,
     LAST,
     LAYOUTS,
     PYTORCHVIDEO,
@@ -31,9 +32,9 @@ WAYS = {
     "BN eager bf16 contiguous": Form("bn"),
     "GN eager bf16 contiguous": Form("gn"),
     f"{FOLDED}3D channels last": Form("bn", memory_format=LAST),
-    f"{FOLDED}2D views": Form("bn", memory_format=LAST, convolutions="2d"),
+    f"{FOLDED}mixed": replace(FUSED, norm="bn", norms="eager"),
     "GN fused": FUSED,
-    "GN fused, stem space_padded": replace(FUSED, stem="space_padded"),
+    "GN fused 3D": FUSED_3D,
     "pytorchvideo fp32": replace(PYTORCHVIDEO, precision="fp32"),
     "pytorchvideo bf16": PYTORCHVIDEO,
 }

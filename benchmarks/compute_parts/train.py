@@ -24,13 +24,14 @@ COMPILE_SECONDS = 45
 
 EAGER = [Form("bn"), BASE, Form("gn"), Form("gn", memory_format=LAST)]
 FUSED_FORMS = [
-    replace(FUSED_BN, convolutions="3d"),
+    replace(FUSED_3D, norm="bn"),
     FUSED_BN,
-    FUSED_3D,
     FUSED,
-    replace(FUSED_3D, memory_format=CONTIGUOUS),
-    replace(FUSED, stem="space_padded"),
+    replace(FUSED, convolutions="2d"),
     replace(FUSED, stem="time_padded"),
+    replace(FUSED, stem="native"),
+    FUSED_3D,
+    replace(FUSED_3D, memory_format=CONTIGUOUS),
 ]
 RECOMPUTED = [
     replace(FUSED, recompute="act"),
