@@ -40,8 +40,9 @@ class Layer:
 
 
 def measure_norms(bench: Bench, seconds: float) -> None:
-    """Tables of every distinct norm shape of pv32, then of its pools."""
+    """Tables of the pools, of every distinct norm shape of pv32, and of others' kernels."""
     timer, page = bench.within(seconds), bench.page
+    measure_pools(bench, timer)
     work = work_of(bench.scale, "pv32", bench.scale.clips, view(bench))
     page.title(f"Norm kernels, {bench.scale.clips} clips of pv32, shares of the copy rate")
     page.say(
@@ -61,7 +62,6 @@ def measure_norms(bench: Bench, seconds: float) -> None:
             break
         measure_layer(bench, shape, layout, norm)
         free()
-    measure_pools(bench, timer)
     measure_others(bench, timer, shapes[0])
 
 
