@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built
+from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built, initialised
 from compute_parts.scale import Bench
 from compute_parts.timing import Failure, attempt, free
-from videogn.models import i3d
 from videogn.models.folding import fold_batch_norms
 
 
@@ -76,7 +75,7 @@ def measure_recipes(bench: Bench, view: tuple[int, int, int], compiled: bool) ->
         sizes = "×".join(map(str, view))
         bench.page.title(f"Inference on the CPU, {norm.upper()}, one clip of {sizes}")
         bench.page.table("recipe", "ms", "speed / eager fp32", "relative error")
-        network = i3d(norm=norm, layout="zoo", **bench.scale.network).eval()
+        network = initialised(bench, norm, "pv32").eval()
         clip = torch.randn(1, 3, *view)
         compare(bench, network, clip, recipes, view[1])
         free()

@@ -3,6 +3,7 @@
 Everything that knows how the toolkit puts a network into a form is in :func:`prepared`.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -81,8 +82,15 @@ def built(bench: Bench, form: Form, layout: str) -> nn.Module:
     """A network in a form, on the device, in training mode. ``layout``: a key of LAYOUTS."""
     if form.source == "pytorchvideo":
         return peer(bench).to(bench.device, memory_format=form.memory_format)
-    network = i3d(norm=form.norm, layout=LAYOUTS[layout], **bench.scale.network)
-    return prepared(network, form, bench.device)
+    return prepared(initialised(bench, form.norm, layout), form, bench.device)
+
+
+def initialised(bench: Bench, norm: str, layout: str) -> nn.Module:
+    """Our network with random weights, on the CPU; drawn once, for that takes seconds."""
+    name = f"{norm} {layout}"
+    if name not in bench.networks:
+        bench.networks[name] = i3d(norm=norm, layout=LAYOUTS[layout], **bench.scale.network)
+    return copy.deepcopy(bench.networks[name])
 
 
 def peer(bench: Bench) -> nn.Module:

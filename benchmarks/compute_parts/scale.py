@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from compute_parts.page import Page
 from compute_parts.timing import Timer
@@ -76,6 +77,8 @@ class Bench:
     dry: bool
     known: dict[str, float] = field(default_factory=dict)
     """Name -> number, for the sections after: rates, times, bytes."""
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+    """Norm and layout -> network as it is built."""
 
     def within(self, seconds: float) -> "Timer":
         """A timer that ends within so many seconds, or with the run."""
