@@ -32,8 +32,8 @@ class Form:
         source: ``ours``, ``pytorchvideo`` or ``pyslowfast``, the latter our network in its loop.
         norm: bn or gn.
         norms: ``eager`` or ``fused``.
-        convolutions: ``3d``, ``2d`` or ``mixed``: 2D but for kernels over time alone.
-        stem: form of the stem, where not all are ``3d``.
+        convolutions: ``3d``, ``2d`` or ``mixed``, the latter 3D over time alone.
+        stem: form of the stem but under ``3d``.
         recompute: none, act, act+conv_c or block.
         compiled: by torch.compile.
         graph: forward and backward pass as CUDA graphs, as the toolkit trains with few clips.
@@ -59,7 +59,8 @@ class Form:
             words.insert(0, self.source)
         words.append("channels last" if self.memory_format == LAST else "contiguous")
         if self.convolutions != "3d":
-            words += [self.convolutions, f"{self.stem} stem"]
+            views = "2D views" if self.convolutions == "2d" else "2D frames, 3D steps"
+            words.append(f"{views}, {self.stem} stem")
         if self.recompute != "none":
             words.append(f"recompute {self.recompute}")
         words += [word for word in ("compiled", "graph", "tuned") if getattr(self, word)]
@@ -74,8 +75,9 @@ PYTORCHVIDEO = Form("bn", source="pytorchvideo")
 PYSLOWFAST = Form("bn", source="pyslowfast")
 FUSED_3D = Form("gn", "fused", memory_format=LAST)
 FUSED = replace(FUSED_3D, convolutions="mixed", stem="space_padded")
-"""The form that the toolkit is to take on a GPU."""
 FUSED_BN = replace(FUSED, norm="bn")
+AUTO = replace(FUSED, graph=True)
+"""The form that the toolkit takes on one GPU."""
 
 
 def built(bench: Bench, form: Form, layout: str) -> nn.Module:
@@ -218,7 +220,8 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
         from videogn.engine.graphs import replayed
 
         inputs = normalize(videos, VIDEO.mean, VIDEO.std, form.memory_format)
-        model = replayed(network, inputs, form.precision)
+        with cudnn(benchmark=form.tuned):
+            model = replayed(network, inputs, form.precision)
     fused = form.norms == "fused" and bench.device.type == "cuda"
     made = Training(form, network, model, sgd(network, fused=fused), videos, labels)
     try:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from compute_parts.networks import BASE, FUSED, FUSED_BN
+from compute_parts.networks import AUTO, BASE, FUSED
 from compute_parts.norms import view
 from compute_parts.scale import Bench
 from compute_parts.shapes import Work, work_of
@@ -44,7 +44,7 @@ def measure_roofline(bench: Bench) -> None:
         work = work_of(bench.scale, layout, bench.scale.clips, view(bench))
         floor = floor_of(work, bench.known["copy"], bench.known["matmul"])
         parts = (floor.arithmetic, floor.conv_bytes, floor.norm_bytes, floor.pool_bytes)
-        for form in (BASE, FUSED_BN, FUSED):
+        for form in (BASE, FUSED, AUTO):
             taken = bench.known.get(f"step {layout} {form}")
             cells: list[object] = ["unmeasured"]
             if taken is not None:

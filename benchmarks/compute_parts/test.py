@@ -9,7 +9,6 @@ from torch import nn
 
 from compute_parts.networks import (
     FUSED,
-    FUSED_3D,
     LAST,
     LAYOUTS,
     PYTORCHVIDEO,
@@ -32,9 +31,8 @@ WAYS = {
     "BN eager bf16 contiguous": Form("bn"),
     "GN eager bf16 contiguous": Form("gn"),
     f"{FOLDED}3D channels last": Form("bn", memory_format=LAST),
-    f"{FOLDED}mixed": replace(FUSED, norm="bn", norms="eager"),
+    f"{FOLDED}2D frames, 3D steps": replace(FUSED, norm="bn", norms="eager"),
     "GN fused": FUSED,
-    "GN fused 3D": FUSED_3D,
     "pytorchvideo fp32": replace(PYTORCHVIDEO, precision="fp32"),
     "pytorchvideo bf16": PYTORCHVIDEO,
 }

@@ -109,6 +109,10 @@ class Timer:
         """Bytes of live tensors; 0 on a CPU."""
         return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
 
+    def reserved(self) -> int:
+        """Bytes that torch holds of the device; 0 on a CPU."""
+        return torch.cuda.memory_reserved() if self.device.type == "cuda" else 0
+
     def peak_bytes(self, step: Callable[[], object], before: int) -> int | None:
         """Bytes beyond those allocated ``before`` at the peak of a step; None on a CPU."""
         if self.device.type != "cuda":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from compute_parts.networks import (
+    AUTO,
     BASE,
     CONTIGUOUS,
     FUSED,
@@ -24,27 +25,31 @@ COMPILE_SECONDS = 45
 
 EAGER = [Form("bn"), BASE, Form("gn"), Form("gn", memory_format=LAST)]
 FUSED_FORMS = [
-    replace(FUSED_3D, norm="bn"),
-    FUSED_BN,
+    FUSED_3D,
+    replace(FUSED_3D, memory_format=CONTIGUOUS),
     FUSED,
     replace(FUSED, convolutions="2d"),
     replace(FUSED, stem="time_padded"),
-    replace(FUSED, stem="native"),
-    FUSED_3D,
-    replace(FUSED_3D, memory_format=CONTIGUOUS),
-]
-RECOMPUTED = [
+    FUSED_BN,
     replace(FUSED, recompute="act"),
     replace(FUSED, recompute="act+conv_c"),
     replace(FUSED, recompute="block"),
-    replace(FUSED_BN, recompute="act+conv_c"),
+]
+GRAPHS = [
+    AUTO,
+    replace(AUTO, norm="bn"),
+    replace(AUTO, convolutions="2d"),
+    replace(AUTO, convolutions="3d", stem="native"),
+    replace(AUTO, stem="time_padded"),
+    replace(AUTO, recompute="act"),
+    replace(AUTO, recompute="act+conv_c"),
+    replace(AUTO, recompute="block"),
 ]
 PEERS = [PYTORCHVIDEO, replace(PYTORCHVIDEO, memory_format=LAST), PYSLOWFAST]
-TUNED = [replace(BASE, tuned=True), replace(FUSED_3D, tuned=True), replace(FUSED, tuned=True)]
-GRAPHS = [replace(FUSED, graph=True), replace(FUSED_BN, graph=True)]
+TUNED = [replace(BASE, tuned=True), replace(AUTO, tuned=True)]
 COMPILED = [replace(BASE, compiled=True), replace(Form("gn"), compiled=True)]
-SHORT = [Form("bn"), BASE, Form("gn"), FUSED_BN, FUSED_3D, FUSED]
-SWEPT = [BASE, FUSED, replace(FUSED, recompute="act+conv_c")]
+SHORT = [Form("bn"), BASE, Form("gn"), FUSED_3D, FUSED, PYSLOWFAST]
+SWEPT = [BASE, FUSED, AUTO, replace(AUTO, recompute="act+conv_c")]
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Cell:
 
     Attributes:
         seconds: median of a step.
-        nbytes: peak of a step with weights, momenta and clips; None on a CPU and of graphs.
+        nbytes: peak of a step with weights, momenta and clips; None on a CPU.
     """
 
     seconds: float
@@ -80,15 +85,13 @@ def measure_train(bench: Bench, seconds: float) -> None:
     """The main table (pv32), and the shorter one of org32."""
     timer = bench.within(seconds)
     main = main_point(bench)
-    forms = [*EAGER, *FUSED_FORMS, *RECOMPUTED, *PEERS, *TUNED]
-    compare(bench, timer, main, [*forms, *graphs(bench)], bench.scale.rounds)
-    other = replace(main, layout="org32")
-    forms = [*SHORT, *RECOMPUTED[:2], PYSLOWFAST, *graphs(bench)]
-    compare(bench, timer, other, forms, bench.scale.rounds)
+    compare(bench, timer, main, [[*EAGER, *PEERS], FUSED_FORMS, [*GRAPHS, *TUNED]])
+    compare(bench, timer, replace(main, layout="org32"), [SHORT, GRAPHS])
 
 
-def graphs(bench: Bench) -> list[Form]:
-    return GRAPHS if bench.device.type == "cuda" else []
+def runnable(bench: Bench, forms: Sequence[Form]) -> list[Form]:
+    """The forms that a device has: there are no graphs on a CPU."""
+    return [form for form in forms if bench.device.type == "cuda" or not form.graph]
 
 
 def measure_sweep(bench: Bench, seconds: float) -> None:
@@ -97,7 +100,8 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
     short, long = bench.scale.frames
     for layout, frames in (("pv32", short), ("pv32", long), ("org32", short), ("org32", long)):
         bench.page.title(f"Clips per GPU, {layout}, {frames} frames: ms per step, GB")
-        heads = [f"{form} {unit}" for form in SWEPT for unit in ("ms", "GB")]
+        forms = runnable(bench, SWEPT)
+        heads = [f"{form} {unit}" for form in forms for unit in ("ms", "GB")]
         bench.page.table("clips", *heads, "GN / BN")
         for clips in bench.scale.sweep:
             if timer.left() < 0:
@@ -107,13 +111,14 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
 
 
 def sweep_row(bench: Bench, timer: Timer, point: Point) -> None:
-    cells = measure(bench, timer, point, SWEPT, rounds=min(3, bench.scale.rounds))
+    forms = runnable(bench, SWEPT)
+    cells = measure(bench, timer, point, forms, rounds=min(3, bench.scale.rounds))
     shown: list[object] = []
-    for form in SWEPT:
+    for form in forms:
         cell = cells[form]
         failed = isinstance(cell, Failure)
         shown += [cell, None] if failed else [1e3 * cell.seconds, gigabytes(cell)]
-    shown.append(ratio(cells[FUSED], cells[BASE]))
+    shown.append(ratio(cells.get(AUTO, cells[FUSED]), cells[BASE]))
     bench.page.row(point.clips, *shown)
 
 
@@ -122,28 +127,43 @@ def measure_compiled(bench: Bench, seconds: float) -> None:
     if bench.dry:
         bench.page.title("Compiled: not in a dry run")
         return
-    compare(bench, bench.within(seconds), main_point(bench), [BASE, FUSED, *COMPILED], rounds=3)
+    compare(bench, bench.within(seconds), main_point(bench), [[AUTO, *COMPILED]])
 
 
-def compare(bench: Bench, timer: Timer, point: Point, forms: Sequence[Form], rounds: int) -> None:
-    """One table: forms interleaved at one point, relative to eager BN in channels last."""
+def compare(bench: Bench, timer: Timer, point: Point, groups: Sequence[Sequence[Form]]) -> None:
+    """One table: forms at one point, relative to eager BN in channels last.
+
+    The forms of a group are interleaved, with that one beside them; groups follow each other, for
+    all forms together would not fit in memory.
+    """
     page = bench.page
     page.title(f"Training step, {point}")
     page.table("form", "ms", "clips/s", "time / BN last", "GB", "memory / BN last")
-    cells = measure(bench, timer, point, forms, rounds)
-    base = cells[BASE]
-    for form, cell in cells.items():
-        if isinstance(cell, Failure):
-            page.row(form, cell)
-            continue
-        bench.known[f"step {point.layout} {form}"] = cell.seconds
-        memory = None
-        if cell.nbytes is not None:
-            bench.known[f"bytes {point.layout} {form}"] = cell.nbytes
-            if isinstance(base, Cell) and base.nbytes:
-                memory = cell.nbytes / base.nbytes
-        speed = point.clips / cell.seconds
-        page.row(form, 1e3 * cell.seconds, speed, ratio(cell, base), gigabytes(cell), memory)
+    for number, group in enumerate(groups):
+        forms = list(dict.fromkeys([BASE, *runnable(bench, group)]))
+        cells = measure(bench, timer, point, forms, bench.scale.rounds)
+        for form, cell in cells.items():
+            if form != BASE or number == 0 or isinstance(cell, Failure):
+                report(bench, point, form, cell, cells[BASE])
+
+
+def report(
+    bench: Bench, point: Point, form: Form, cell: "Cell | Failure", base: "Cell | Failure"
+) -> None:
+    """A row of the table."""
+    page = bench.page
+    if isinstance(cell, Failure):
+        page.row(form, cell)
+        return
+    bench.known[f"step {point.layout} {form}"] = cell.seconds
+    relative, memory = ratio(cell, base), None
+    if relative is not None:
+        bench.known[f"relative {point.layout} {form}"] = relative
+    if cell.nbytes is not None:
+        bench.known[f"bytes {point.layout} {form}"] = cell.nbytes
+        memory = None if isinstance(base, Failure) else cell.nbytes / (base.nbytes or 1)
+    speed = point.clips / cell.seconds
+    page.row(form, 1e3 * cell.seconds, speed, relative, gigabytes(cell), memory)
 
 
 def gigabytes(cell: Cell) -> float | None:
@@ -186,11 +206,17 @@ def measure(
 def warmed_up(
     bench: Bench, timer: Timer, point: Point, form: Form
 ) -> tuple[Callable[[], None], int | None]:
-    """A step that has run a few times, and its peak of memory."""
-    before = timer.allocated()
+    """A step that has run a few times, and its peak of memory.
+
+    Of graphs what stays reserved counts, for what they hold is not allocated.
+    """
+    free()
+    before, reserved = timer.allocated(), timer.reserved()
     made = training(bench, form, point.layout, point.clips, point.frames)
     for _ in range(0 if bench.dry else WARM_UP - 1):
         made.step()
     peak = timer.peak_bytes(made.step, before)
-    # What a graph holds is not counted as allocated.
-    return made.step, None if form.graph else peak
+    if form.graph and peak is not None:
+        free()
+        peak = timer.reserved() - reserved
+    return made.step, peak

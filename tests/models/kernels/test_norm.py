@@ -19,6 +19,9 @@ from torch.utils.checkpoint import (
 from videogn.models.kernels import norm
 from videogn.models.kernels.norm import batch_norm, group_norm
 
+# Of the interpreter of Triton 3.6.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 LAST = torch.channels_last_3d
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Largest relative error of one rounding."""
