@@ -58,7 +58,8 @@ def main() -> None:
         began = time.monotonic()
         run_section(bench, name, section)
         bench.page.say()
-        bench.page.say(f"{name}: {time.monotonic() - began:.0f} s of {began - started:.0f} before")
+        taken, before = time.monotonic() - began, began - started
+        bench.page.say(f"({name}: {taken:.0f} s, begun after {before:.0f} s)")
 
 
 def arguments() -> argparse.Namespace:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compute_parts.networks import cudnn
 from compute_parts.norms import view
 from compute_parts.scale import Bench
 from compute_parts.shapes import ConvShape, work_of
@@ -156,7 +157,7 @@ def reference(case: Case) -> list[Tensor]:
     inputs: list[Tensor] = [convolution.weight]
     if not case.shape.is_stem:
         inputs.append(x.requires_grad_())
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with cudnn(allow_tf32=False):
         y = convolution(x)
         grads = torch.autograd.grad(y, inputs, case.grad.float())
     return [y.detach(), *grads]

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built
+from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built, initialised
 from compute_parts.scale import Bench
 from compute_parts.timing import Failure, attempt, free
-from videogn.models import i3d
 from videogn.models.folding import fold_batch_norms
 
 
@@ -62,16 +61,27 @@ TRAINED = [
 ]
 
 
+def cpu_has_bf16() -> bool:
+    """Whether bf16 is multiplied by instructions; without, it takes thirty times as long."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
 def measure_recipes(bench: Bench, view: tuple[int, int, int], compiled: bool) -> None:
     """Inference of one clip by each recipe, beside eager fp32 of the same norm."""
+    halves = cpu_has_bf16() or bench.dry
+    recipes = [r for r in RECIPES if (compiled or not r.compiled) and (halves or r.dtype != HALF)]
     for norm in ("bn", "gn"):
         sizes = "×".join(map(str, view))
         bench.page.title(f"Inference on the CPU, {norm.upper()}, one clip of {sizes}")
         bench.page.table("recipe", "ms", "speed / eager fp32", "relative error")
-        network = i3d(norm=norm, layout="zoo", **bench.scale.network).eval()
+        network = initialised(bench, norm, "pv32").eval()
         clip = torch.randn(1, 3, *view)
-        compare(bench, network, clip, [r for r in RECIPES if compiled or not r.compiled], view[1])
+        compare(bench, network, clip, recipes, view[1])
         free()
+    if not halves:
+        bench.page.say()
+        bench.page.say("This CPU has no bf16 instructions: bf16 recipes are unmeasured.")
 
 
 def compare(
@@ -86,7 +96,7 @@ def compare(
         else:
             calls[recipe.name] = call
     truth = calls[EAGER.name]()
-    times = bench.timer.interleaved(calls, bench.scale.rounds) | failures
+    times = bench.timer.interleaved(calls, bench.scale.rounds, in_a_row=1) | failures
     norm = "BN" if any(isinstance(m, nn.BatchNorm3d) for m in network.modules()) else "GN"
     base = times[EAGER.name]
     for recipe in recipes:

@@ -3,7 +3,9 @@
 Everything that knows how the toolkit puts a network into a form is in :func:`prepared`.
 """
 
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,8 +84,15 @@ def built(bench: Bench, form: Form, layout: str) -> nn.Module:
     """A network in a form, on the device, in training mode. ``layout``: a key of LAYOUTS."""
     if form.source == "pytorchvideo":
         return peer(bench).to(bench.device, memory_format=form.memory_format)
-    network = i3d(norm=form.norm, layout=LAYOUTS[layout], **bench.scale.network)
-    return prepared(network, form, bench.device)
+    return prepared(initialised(bench, form.norm, layout), form, bench.device)
+
+
+def initialised(bench: Bench, norm: str, layout: str) -> nn.Module:
+    """Our network with random weights, on the CPU; drawn once, for that takes seconds."""
+    name = f"{norm} {layout}"
+    if name not in bench.networks:
+        bench.networks[name] = i3d(norm=norm, layout=LAYOUTS[layout], **bench.scale.network)
+    return copy.deepcopy(bench.networks[name])
 
 
 def peer(bench: Bench) -> nn.Module:
@@ -128,6 +137,19 @@ def autocast(form: Form, device: torch.device) -> Any:
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+@contextmanager
+def cudnn(**settings: bool) -> Iterator[None]:
+    """Settings of ``torch.backends.cudnn`` within."""
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    for name, value in settings.items():
+        setattr(torch.backends.cudnn, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.backends.cudnn, name, value)
+
+
 @dataclass
 class Training:
     """A network in a form with its optimiser and clips: ``step`` is one update.
@@ -144,7 +166,7 @@ class Training:
     labels: Tensor
 
     def step(self) -> None:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=self.form.tuned, allow_tf32=True):
+        with cudnn(benchmark=self.form.tuned):
             if self.form.source == "pyslowfast":
                 self._pyslowfast_step()
             else:
@@ -176,19 +198,21 @@ class Training:
             number.item()
 
 
-def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> Training:
-    """A network ready to train on random clips."""
-    torch.manual_seed(0)
-    network = built(bench, form, layout).train()
-    fast = form.norms == "fused" and bench.device.type == "cuda"
-    optimizer = torch.optim.SGD(
+def sgd(network: nn.Module, *, fused: bool) -> torch.optim.SGD:
+    return torch.optim.SGD(
         network.parameters(),
         lr=1e-3,
         momentum=0.9,
         nesterov=True,
         weight_decay=1e-4,
-        fused=fast or None,
+        fused=fused or None,
     )
+
+
+def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> Training:
+    """A network ready to train on random clips; it has trained a step."""
+    torch.manual_seed(0)
+    network = built(bench, form, layout).train()
     videos = pixels(bench, clips, frames, bench.scale.size)
     labels = torch.arange(clips, device=bench.device) % 5
     model = network
@@ -196,5 +220,17 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
         from videogn.engine.graphs import replayed
 
         inputs = normalize(videos, VIDEO.mean, VIDEO.std, form.memory_format)
-        model = replayed(network, inputs, form.precision)
-    return Training(form, network, model, optimizer, videos, labels)
+        with cudnn(benchmark=form.tuned):
+            model = replayed(network, inputs, form.precision)
+    fused = form.norms == "fused" and bench.device.type == "cuda"
+    made = Training(form, network, model, sgd(network, fused=fused), videos, labels)
+    try:
+        made.step()
+    except RuntimeError as error:
+        # It refuses gradients whose strides are not the weights', were it of axes of size 1.
+        if not fused or isinstance(error, torch.OutOfMemoryError):
+            raise
+        bench.page.say(f"<!-- {form}: {str(error)[:200]!r}; the optimiser is not fused -->")
+        made.optimizer = sgd(network, fused=False)
+        made.step()
+    return made

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from compute_parts.page import Page
 from compute_parts.timing import Timer
@@ -53,12 +54,12 @@ WHOLE = Scale(
 )
 TINY = Scale(
     network={"width": 8, "num_groups": 4, "depths": (1,), "num_classes": 5},
-    clips=2,
+    clips=1,
     sweep=(1,),
     frames=(8, 10),
     size=16,
     test=(8, 16, 24),
-    views=2,
+    views=1,
     rounds=1,
     big=2**20,
     matmul=64,
@@ -76,6 +77,8 @@ class Bench:
     dry: bool
     known: dict[str, float] = field(default_factory=dict)
     """Name -> number, for the sections after: rates, times, bytes."""
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+    """Norm and layout -> network as it is built."""
 
     def within(self, seconds: float) -> "Timer":
         """A timer that ends within so many seconds, or with the run."""

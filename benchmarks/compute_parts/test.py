@@ -15,12 +15,12 @@ from compute_parts.networks import (
     Form,
     autocast,
     built,
+    initialised,
     prepared,
 )
 from compute_parts.scale import Bench
 from compute_parts.timing import Failure, attempt, free
 from videogn.data.transforms import normalize
-from videogn.models import i3d
 from videogn.models.folding import fold_batch_norms
 from videogn.models.formats import VIDEO
 
@@ -89,6 +89,6 @@ def scoring(bench: Bench, form: Form, layout: str, name: str) -> Callable[[], ob
 
 
 def folded_network(bench: Bench, form: Form, layout: str) -> nn.Module:
-    network = i3d(norm="bn", layout=LAYOUTS[layout], **bench.scale.network)
+    network = initialised(bench, "bn", layout)
     fold_batch_norms(network, bench.scale.test)
     return prepared(network, form, bench.device)

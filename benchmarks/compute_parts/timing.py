@@ -109,6 +109,10 @@ class Timer:
         """Bytes of live tensors; 0 on a CPU."""
         return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
 
+    def reserved(self) -> int:
+        """Bytes that torch holds of the device; 0 on a CPU."""
+        return torch.cuda.memory_reserved() if self.device.type == "cuda" else 0
+
     def peak_bytes(self, step: Callable[[], object], before: int) -> int | None:
         """Bytes beyond those allocated ``before`` at the peak of a step; None on a CPU."""
         if self.device.type != "cuda":
@@ -126,6 +130,8 @@ def attempt(call: Callable[[], Value]) -> Value | Failure:
         return call()
     except torch.OutOfMemoryError:
         reason = "out of memory"
+    except ModuleNotFoundError as error:
+        reason = f"not installed: {error.name}"
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         reason = f"failed: {type(error).__name__}: {first[:120]}"

@@ -70,7 +70,7 @@ class Cell:
 
     Attributes:
         seconds: median of a step.
-        nbytes: peak of a step with weights, momenta and clips; None on a CPU and of graphs.
+        nbytes: peak of a step with weights, momenta and clips; None on a CPU.
     """
 
     seconds: float
@@ -206,11 +206,17 @@ def measure(
 def warmed_up(
     bench: Bench, timer: Timer, point: Point, form: Form
 ) -> tuple[Callable[[], None], int | None]:
-    """A step that has run a few times, and its peak of memory."""
-    before = timer.allocated()
+    """A step that has run a few times, and its peak of memory.
+
+    Of graphs what stays reserved counts, for what they hold is not allocated.
+    """
+    free()
+    before, reserved = timer.allocated(), timer.reserved()
     made = training(bench, form, point.layout, point.clips, point.frames)
-    for _ in range(0 if bench.dry else WARM_UP):
+    for _ in range(0 if bench.dry else WARM_UP - 1):
         made.step()
     peak = timer.peak_bytes(made.step, before)
-    # What a graph holds is not counted as allocated.
-    return made.step, None if form.graph else peak
+    if form.graph and peak is not None:
+        free()
+        peak = timer.reserved() - reserved
+    return made.step, peak
