@@ -102,3 +102,28 @@ def test_slurm_script_keeps_codes_and_requeues_what_has_saved(
     assert done.returncode == code
     assert f"{repository}/.venv/bin/videogn|train|c.yaml|out=a b|" in done.stdout
     assert ("requeue 7" in done.stdout) == again
+
+
+@pytest.mark.parametrize(("refusals", "again"), [(2, True), (99, False)])
+@pytest.mark.parametrize("busy", ["squeue", "scontrol"])
+def test_slurm_script_asks_a_busy_controller_again(
+    repository: Path, busy: str, refusals: int, again: bool
+) -> None:
+    programs, calls = repository / "programs", repository / "calls"
+    programs.mkdir()
+    refuse = f'echo >>"{calls}"; [ $(wc -l <"{calls}") -gt {refusals} ] || exit 1\n'
+    for name, answer in (("squeue", "echo RUNNING"), ("scontrol", 'echo "$@"')):
+        write_program(programs / name, f"#!/bin/sh\n{refuse if name == busy else ''}{answer}\n")
+    write_program(programs / "srun", "#!/bin/sh\nexit 75\n")
+    write_program(programs / "sleep", "#!/bin/sh\n")
+    done = run(
+        ["bash", repository / "launch" / "slurm.sh", "c.yaml"],
+        repository,
+        PATH=f"{programs}:/usr/bin:/bin",
+        SLURM_JOB_ID="7",
+        SLURM_NTASKS_PER_NODE="1",
+    )
+    assert done.returncode == 75
+    assert ("requeue 7" in done.stdout) == again
+    assert ("not put into the queue again" in done.stderr) != again
+    assert len(calls.read_text().splitlines()) == (3 if again else 4)
