@@ -109,7 +109,7 @@ def dry_sizes(words: argparse.Namespace) -> Sizes:
         seconds=1.0,
         num_videos=4,
         video_seconds=1,
-        tested=8,
+        tested=min(8, words.tested),
         log_interval=2,
     )
 
@@ -376,7 +376,10 @@ def many_names(path: Path, folder: Path, count: int) -> Path:
     for number in range(count):
         source = sources[number % len(sources)]
         name = f"{number:06}{source.suffix}"
-        os.link(source, folder / name)
+        try:
+            os.link(source, folder / name)
+        except OSError:  # another file system
+            shutil.copy2(source, folder / name)
         lines.append(f"{name} {pairs[number % len(sources)][1]}\n")
     listed = folder / "list.txt"
     listed.write_text("".join(lines), encoding="utf-8")
