@@ -19,13 +19,16 @@ from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
+    Loader,
     TrainBatches,
     build_test_loader,
     build_train_loader,
     build_val_loader,
+    collate_clips,
     epoch_order,
 )
 from videogn.data.opening import READERS, VideoOpener
+from videogn.data.shared import Ring
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError
 
@@ -412,3 +415,14 @@ def test_ten_clips_of_a_long_1080p_video_fit_in_the_memory_of_a_worker(make_vide
     )
     assert video.reason is None
     assert np.prod(video.on(CPU).stack().shape) == 10 * 3 * 32 * 256 * 455
+
+
+def test_a_driver_that_locks_no_memory_is_told_of(records, monkeypatch, caplog) -> None:
+    def refuse(ring: Ring) -> None:
+        raise RuntimeError("operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Ring, "pin", refuse)
+    dataset = TrainDataset(records, CLIPS, seed=7)
+    Loader(dataset, [[(0, 0)]], 1, collate_clips, Workers(1))
+    assert "not locked for the GPU: operation not supported" in caplog.text
