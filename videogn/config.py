@@ -282,6 +282,10 @@ class TestConfig:
     scores before softmax, or the highest softmax score of each class."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32."""
+    recipe: Literal["auto", "eager", "views", "compiled"] = "auto"
+    """How a CPU computes (docs/testing.md). ``views``: 3D convolutions as 2D ones; ``compiled``:
+    these compiled; ``auto``: compiled where views have one size and the test is long enough, else
+    views. GPUs take ``auto`` or ``eager``."""
     views_per_pass: PositiveInt | None = None
     """Views of one video in a forward pass; as many as fit the memory where not given."""
 

@@ -74,7 +74,7 @@ def _differentiable(
     A group's outputs do not depend on what is subtracted from all of it, nor do gradients.
     """
     rows = x.detach().movedim(1, -1).flatten(1, -2)
-    near = _near_means(rows).unflatten(1, (num_groups, -1)).mean(2, keepdim=True)
+    near = _near_means(rows).view(len(x), num_groups, -1).mean(2, keepdim=True)
     near = near.expand(-1, -1, x.shape[1] // num_groups).flatten(1)
     shifted = x.float() - near.view(*near.shape, *[1] * (x.ndim - 2))
     out = F.group_norm(shifted.contiguous(), num_groups, _float(weight), _float(bias), eps)
@@ -109,7 +109,7 @@ def _in_blocks(rows: Tensor, layer: _Layer, room: Tensor, out: Tensor) -> None:
         near = mean.float()
         affine = _affine(*_moments(rows, near, room), near, layer)
     size = _block_rows(rows)
-    for block, into in zip(rows.split(size), out.split(size), strict=True):
+    for block, into in zip(torch.split(rows, size), torch.split(out, size), strict=True):
         # float32 needs no room.
         done = into if out.dtype == torch.float32 else room[: len(block)]
         torch.addcmul(affine.shift, _apart(block, near, done), affine.scale, out=done)
@@ -126,7 +126,7 @@ def _moments(rows: Tensor, near: Tensor | None, room: Tensor) -> tuple[Tensor, T
     """
     size = _block_rows(rows)
     parts = []
-    for block in rows.split(size):
+    for block in torch.split(rows, size):
         image = _apart(block, near, room[: len(block)]).t()[None, :, :, None]
         # Means, then the squares of distances from them: twice over what lies in the cache.
         parts.append(torch.batch_norm_update_stats(image, None, None, 0.0))
@@ -172,7 +172,7 @@ def _affine(mean: Tensor, variance: Tensor, near: Tensor | None, layer: _Layer) 
         mean, variance: of the channels, (..., C) float64.
         near: (..., C) float32; 0 where None.
     """
-    means = mean.unflatten(-1, (layer.num_groups, -1))
+    means = mean.view(*mean.shape[:-1], layer.num_groups, -1)
     group_mean = means.mean(-1, keepdim=True)
     apart = means - group_mean
     # Of a group: that within its channels and that between their means.

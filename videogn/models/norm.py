@@ -185,7 +185,7 @@ def _total(values: Tensor) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's layer, but for tensors with their channels last on a CPU, where that is inaccurate."""
+    """torch's layer; our own code where that is inaccurate (:mod:`videogn.models.accurate_gn`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, C, *) of inputs (N, C, *)."""
