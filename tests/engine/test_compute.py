@@ -106,8 +106,8 @@ def test_the_line_says_what_is_done() -> None:
     [
         ("auto", A_GPU, {}, True),
         ("auto", CPU, {}, False),
-        ("auto", A_GPU, {"world_size": 2}, False),
-        ("on", A_GPU, {"world_size": 2}, True),
+        ("auto", NO_TRITON, {}, False),
+        ("on", A_GPU, {}, True),
         ("auto", A_GPU, {"accumulation": 2}, False),
         ("auto", A_GPU, {"compiled": True}, False),
         ("off", A_GPU, {}, False),
@@ -116,7 +116,7 @@ def test_the_line_says_what_is_done() -> None:
 def test_where_a_step_is_captured(graphs, machine, change, used) -> None:
     config = ComputeConfig(graphs=graphs)
     execution = choose_execution(config, spec_of(), machine, precision="bf16")
-    step = {"world_size": 1, "accumulation": 1, "compiled": False} | change
+    step = {"accumulation": 1, "compiled": False} | change
     assert uses_graphs(config, execution, machine, **step) == used
 
 
@@ -124,6 +124,6 @@ def test_where_a_step_is_captured(graphs, machine, change, used) -> None:
 def test_capturing_what_cannot_be_captured_is_refused(change) -> None:
     config = ComputeConfig(graphs="on")
     execution = choose_execution(config, spec_of(), A_GPU, precision="bf16")
-    step = {"world_size": 1, "accumulation": 1, "compiled": False} | change
+    step = {"accumulation": 1, "compiled": False} | change
     with pytest.raises(ConfigError, match=r"train\.accumulation=1"):
         uses_graphs(config, execution, A_GPU, **step)

@@ -1,13 +1,17 @@
 """Captured passes compute what the network computes, and follow its weights."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 
+from videogn.distributed import World
 from videogn.engine.graphs import replayed
+from videogn.engine.trainer import wrap_for_ranks
 from videogn.models import i3d
 from videogn.models.execution import Execution
 
@@ -103,3 +107,27 @@ def test_two_hundred_steps_of_the_fused_network_follow_the_plain_one() -> None:
         gap = (found - losses["plain"]).abs()
         assert float(gap.max()) < 0.1, f"{name}: {float(gap.max())}"
         assert float(gap.mean()) < 0.02, f"{name}: {float(gap.mean())}"
+
+
+def train_both(rank: int, store: str, out: str) -> None:
+    """Two ranks on one GPU: the wrapped network beside the wrapped graphs of its twin."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    world = World(rank, 2, torch.device("cuda", 0))
+    plain = network_for("cuda")
+    network = copy.deepcopy(plain)
+    captured = replayed(network, torch.zeros_like(clips_of(0)), "bf16")
+    models = wrap_for_ranks(plain, world), wrap_for_ranks(captured, world)
+    for count in range(5):
+        for model, own in zip(models, (plain, network), strict=True):
+            step(model, own, 10 * count + rank)
+    torch.save([dict(plain.named_parameters()), dict(network.named_parameters())], f"{out}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.dist
+def test_ranks_exchange_the_gradients_of_captured_passes(tmp_path: Path) -> None:
+    multiprocessing.spawn(train_both, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    (plain, network), (_, other) = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    for name, parameter in plain.items():
+        torch.testing.assert_close(network[name], parameter, rtol=1e-2, atol=1e-3)
+        assert torch.equal(network[name], other[name]), name

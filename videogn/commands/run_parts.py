@@ -120,7 +120,6 @@ def _callable(
         config.compute,
         execution,
         Machine.of(world.device),
-        world_size=world.size,
         accumulation=prepared.plan.accumulation,
         compiled=config.train.compile,
     )

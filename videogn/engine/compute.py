@@ -145,7 +145,6 @@ def uses_graphs(
     execution: Execution,
     machine: Machine,
     *,
-    world_size: int,
     accumulation: int,
     compiled: bool,
 ) -> bool:
@@ -157,7 +156,7 @@ def uses_graphs(
     fused = machine.cuda and execution.norms == "fused"
     fitting = fused and accumulation == 1 and not compiled
     if compute.graphs == "auto":
-        return fitting and world_size == 1
+        return fitting
     if compute.graphs == "on" and not fitting:
         raise ConfigError(
             "compute.graphs=on needs a CUDA device, compute.norms=fused, train.accumulation=1 and "
