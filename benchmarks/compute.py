@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 SHARES = {
     "rates": 0.03,
     "norms": 0.17,
-    "train": 0.31,
-    "test": 0.09,
-    "convs": 0.12,
-    "sweep": 0.14,
+    "train": 0.45,
+    "test": 0.08,
+    "convs": 0.06,
+    "sweep": 0.19,
     "compile": 0.25,
 }
 """Most of ``--minutes`` that a section takes; what the ones before leave is there for the last."""

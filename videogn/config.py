@@ -308,8 +308,8 @@ class ComputeConfig:
     """What the backward pass computes again instead of keeping it: the activations between a
     block's convolutions; those and the output of its last convolution; whole blocks."""
     graphs: Literal["auto", "on", "off"] = "auto"
-    """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: with fused norms,
-    but for accumulated gradients and compiled networks."""
+    """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: where norms are
+    fused, but for accumulated gradients and compiled networks."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Scale:
 WHOLE = Scale(
     network={},
     clips=8,
-    sweep=(1, 2, 4, 8, 16, 32),
+    sweep=(1, 4, 16, 32),
     frames=(32, 64),
     size=224,
     test=(32, 256, 340),
