@@ -54,9 +54,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", default="auto", help="auto, or their number")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--made", type=int, default=48, help="videos that are made")
-    parser.add_argument("--tested", type=int, default=768, help="videos that the test scores")
+    parser.add_argument(
+        "--tested", type=int, default=768, help="videos that are scored; 0: no test"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="config values")
-    parser.add_argument("--scratch", type=Path, help="folder for the files; the system's own")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--files", type=Path, help="folder that the videos stay in for another run")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, to see that it runs")
     return parser.parse_args()
@@ -72,14 +75,16 @@ def table(found: dict[str, Any]) -> str:
         "form        reading      both    device waits    GPU memory    one cell      test      "
         "K400 test",
     ]
-    for form in FORMS:
-        both, pace = found[form]["both"], found[form]["test"]["videos_per_second"]
+    for form in (form for form in FORMS if form in found):
+        both, test = found[form]["both"], "         -           -"
+        if "test" in found[form]:
+            pace = found[form]["test"]["videos_per_second"]
+            test = f"{pace:10.1f}{TEST_VIDEOS / pace / 60:11.1f} min"
         memory = f"{both['peak_gib']:6.1f} GiB" if "peak_gib" in both else "         -"
         lines.append(
             f"{form:9}{found[form]['reading']:10,.1f}{both['clips_per_second']:10,.1f}"
             f"{100 * both['data_wait']:14.1f} %    {memory}"
-            f"{CELL_CLIPS / both['clips_per_second'] / 3600:10.1f} h{pace:10.1f}"
-            f"{TEST_VIDEOS / pace / 60:11.1f} min"
+            f"{CELL_CLIPS / both['clips_per_second'] / 3600:10.1f} h{test}"
         )
     lines.append("reading, both: clips/s; test: videos/s; one cell: 25.6 million clips")
     for name, value in found["peers"].items():

@@ -33,10 +33,10 @@ from videogn.data.loader import build_test_loader
 from videogn.data.opening import VideoOpener
 from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
-from videogn.engine.evaluator import Scorer, class_scores, fastest_format
+from videogn.engine.evaluator import Scorer, class_scores
 from videogn.engine.pass_size import make_pass_size
+from videogn.engine.recipes import make_ready
 from videogn.models import i3d
-from videogn.models.folding import fold_batch_norms
 
 FRAMES, STRIDE, NUM_CLIPS, NUM_CROPS, SIDE, RATE = 32, 2, 10, 3, 256, 30
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
@@ -112,10 +112,11 @@ def our_test(
     )
 
     if network is not None:
-        # As the command does, which folds batch norms and puts the network into its fastest order.
+        # As the command does, short of compiling: folded batch norms, the device's fastest order.
         network = copy.deepcopy(network)
-        fold_batch_norms(network, (FRAMES, SIDE, SIDE))
-        network.to(memory_format=fastest_format(network))
+        layout = make_ready(
+            network, "views" if device.type == "cpu" else "eager", (FRAMES, SIDE, SIDE)
+        )
 
     def test() -> int:
         videos = build_test_loader(dataset, range(len(paths)), Workers(workers))
@@ -123,9 +124,14 @@ def our_test(
             # As far as the peers' readers go: normalised views.
             return sum(len(normalize(video.on(device).stack(), MEAN, STD)) for video in videos)
         sizes = make_pass_size(
-            network, class_scores, fixed=None, precision="fp32", device=device, sharing=1
+            network,
+            class_scores,
+            fixed=None,
+            precision="fp32",
+            device=device,
+            sharing=1,
+            memory_format=layout,
         )
-        layout = fastest_format(network)
         scorer = Scorer(class_scores(network), device, MEAN, STD, "fp32", sizes, layout)
         return sum(score.arrays is not None for score in scorer.scores(videos))
 

@@ -76,11 +76,12 @@ def measured(words: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"device": title, "cores": cores(), "torch": torch.__version__}
     found |= {"norm": words.norm, "layout": words.layout, "precision": words.precision}
     found |= {"set": words.set, "clips_per_gpu": sizes.clips_per_gpu, **sizes.clip}
-    with tempfile.TemporaryDirectory(dir=words.scratch) as folder:
-        lists = make_lists(Path(folder), words, sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        files = words.files or Path(folder) / "files"
+        lists = make_lists(files, words, sizes)
         bench = Bench(Path(folder) / "runs", words, sizes, World(0, 1, device))
-        for form, path in lists.items():
-            found[form] = bench.form(form, path)
+        for form in words.forms:
+            found[form] = bench.form(form, lists[form])
         found["network"] = bench.network(lists["plain"])
         found["peers"] = peers(lists["prepared"], sizes, device)
     return found
@@ -108,7 +109,7 @@ def dry_sizes(words: argparse.Namespace) -> Sizes:
         seconds=1.0,
         num_videos=4,
         video_seconds=1,
-        tested=8,
+        tested=min(8, words.tested),
         log_interval=2,
     )
 
@@ -127,7 +128,8 @@ class Bench:
         found: dict[str, Any] = {"reading": self._reading(batches)}
         found["both"] = self._trained(prepared, batches)
         batches.close()  # type: ignore[attr-defined]
-        found["test"] = self._tested(form, path, prepared)
+        if self._sizes.tested:
+            found["test"] = self._tested(form, path, prepared)
         return found
 
     def network(self, path: Path) -> dict[str, float]:
@@ -274,7 +276,10 @@ def make_lists(folder: Path, words: argparse.Namespace, sizes: Sizes) -> dict[st
     """Lists of the plain and of the prepared videos, both indexed."""
     started = time.monotonic()
     plain = folder / "plain"
-    plain.mkdir()
+    lists = {"plain": plain / "list.txt", "prepared": folder / "prepared" / "list.txt"}
+    if all(index_path(str(path)).exists() for path in lists.values()):
+        return lists
+    plain.mkdir(parents=True)
     if words.videos:
         sources = sorted(p for p in words.videos.rglob("*") if p.suffix.lower() in SUFFIXES)
         names = [f"{number:04}{path.suffix}" for number, path in enumerate(sources)]
@@ -287,7 +292,6 @@ def make_lists(folder: Path, words: argparse.Namespace, sizes: Sizes) -> dict[st
             list(pool.map(lambda one: made_video(*one, sizes), enumerate(paths)))
     size = sum((plain / name).stat().st_size for name in names)
     say(f"{len(names)} videos, {size * 8 / len(names) / sizes.video_seconds / 1000:.0f} kbit/s")
-    lists = {"plain": plain / "list.txt", "prepared": folder / "prepared" / "list.txt"}
     lines = (f"{name} {number % 400}\n" for number, name in enumerate(names))
     lists["plain"].write_text("".join(lines), encoding="utf-8")
     processes = ["--workers", str(cores())]
@@ -372,7 +376,10 @@ def many_names(path: Path, folder: Path, count: int) -> Path:
     for number in range(count):
         source = sources[number % len(sources)]
         name = f"{number:06}{source.suffix}"
-        os.link(source, folder / name)
+        try:
+            os.link(source, folder / name)
+        except OSError:  # another file system
+            shutil.copy2(source, folder / name)
         lines.append(f"{name} {pairs[number % len(sources)][1]}\n")
     listed = folder / "list.txt"
     listed.write_text("".join(lines), encoding="utf-8")

@@ -283,6 +283,10 @@ class TestConfig:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Autocast of the forward pass. ``auto``: bf16 on GPUs that have it, else fp32, which is
     float32 on a GPU too; ``tf32`` is what torch computes there by itself."""
+    recipe: Literal["auto", "eager", "views", "compiled"] = "auto"
+    """How a CPU computes (docs/testing.md). ``views``: 3D convolutions as 2D ones; ``compiled``:
+    these compiled; ``auto``: compiled where views have one size and the test is long enough, else
+    views. GPUs take ``auto`` or ``eager``."""
     views_per_pass: PositiveInt | None = None
     """Views of one video in a forward pass; as many as fit the memory where not given."""
 

@@ -1,14 +1,12 @@
 """Every command over a folder of good videos and hostile files: exit codes, names, and a watch."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from driving import forked
 from hostile_files import UNNOTICED, Hostile, Lures, make_all
 from hostile_watch import Watch, can_watch
 
@@ -37,8 +35,9 @@ test: {num_clips: 1}
 """
 
 PROGRAM = """
-import json, sys, time
+import json, os, sys, time
 from videogn.cli import entry
+os.dup2(1, 2)
 for name, words in json.loads(sys.argv[1]).items():
     started = time.monotonic()
     print(f"=== {name}", flush=True)
@@ -93,7 +92,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     files = make_all(tree / "hostile", Lures(secret, watch.port))
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("TREE", str(tree)))
-    ran, opened = run_all(commands(tree, config, out), watch, folder / "output.txt")
+    ran, opened = run_all(commands(tree, config, out), watch, folder)
     watch.close()
     return Ground(tree, out, bad_of(tree, files), ran, opened)
 
@@ -128,28 +127,19 @@ def commands(tree: Path, config: Path, out: Path) -> dict[str, list[str]]:
 
 
 def run_all(
-    words: dict[str, list[str]], watch: Watch, output: Path
+    words: dict[str, list[str]], watch: Watch, folder: Path
 ) -> tuple[dict[str, Ran], set[str]]:
     """Run commands one after the other in one process, watched, and killed when it hangs."""
     opened: set[str] = set()
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(words)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+    with forked(PROGRAM, folder, json.dumps(words)) as process:
         watch.seen()
         deadline = time.monotonic() + ALL_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.goes_on() and time.monotonic() < deadline:
             opened |= watch.seen()
             time.sleep(0.01)
-        process.kill()
-        process.wait()
     opened |= watch.seen()
     ran = {}
-    for part in output.read_text(errors="replace").split("\n=== "):
+    for part in process.stdout.read_text(errors="replace").split("\n=== "):
         head, _, rest = part.removeprefix("=== ").partition("\n")
         if head.startswith("exit ") and ran:
             last = next(reversed(ran))

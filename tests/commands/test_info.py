@@ -10,10 +10,9 @@ from videogn.errors import RunError
 from videogn.models.norm import NORMS
 
 CONFIG = "configs/kinetics400/i3d_r50_gn_32x2_b8.yaml"
+THIN = ["model.width=8", "model.depths=[1]", "model.num_groups=4"]
 SMALL = [
-    "model.width=8",
-    "model.depths=[1]",
-    "model.num_groups=4",
+    *THIN,
     "clip.num_frames=8",
     "clip.crop_size=48",
 ]
@@ -78,12 +77,12 @@ def test_other_networks(capsys, words, parameters):
     ],
 )
 def test_views_are_those_of_the_protocol(capsys, protocol, views, size):
-    found = json.loads(info(capsys, "--json", f"test.protocol={protocol}"))
+    found = json.loads(info(capsys, "--json", f"test.protocol={protocol}", *THIN))
     assert (found["num_views"], found["view"]) == (views, size)
 
 
 def test_center_protocol_counts_its_crop(capsys):
-    found = json.loads(info(capsys, "--json", "test.protocol=center"))
+    found = json.loads(info(capsys, "--json", "test.protocol=center", *THIN))
     assert found["view"] == [32, 224, 224]
     assert found["view_gflops"] == found["clip_gflops"]
 
@@ -140,7 +139,8 @@ def only_gn(monkeypatch):
 
 
 def test_memory_of_the_config_itself_is_spelt_out(capsys, only_gn):
-    out = info(capsys, "--memory", "train.precision=bf16")
+    # One stage of the full width, which takes gibibytes.
+    out = info(capsys, "--memory", "train.precision=bf16", "model.depths=[1]")
     (line,) = (line for line in out.splitlines() if line.startswith("this config"))
     assert line.startswith("this config gn, bf16, 8 clips: ")
     peak, *parts = (float(part) for part in re.findall(r"([\d.]+) GiB", line))
@@ -162,7 +162,13 @@ def test_an_average_of_the_weights_counts(capsys, only_gn):
 
 def test_norms_that_the_network_does_not_take_are_left_out(capsys):
     # 24 channels cannot be shared out to 32 groups.
-    words = ["model.norm=bn", "model.num_groups=32", "model.width=12", *SMALL[1:2], *SMALL[3:]]
+    words = [
+        "model.norm=bn",
+        "model.num_groups=32",
+        "model.width=12",
+        "model.depths=[1]",
+        *SMALL[3:],
+    ]
     norms = {row["norm"] for row in json.loads(info(capsys, "--memory", "--json", *words))}
     assert norms == set(NORMS) - {"gn"}
 

@@ -278,9 +278,8 @@ def test_default_folder_does_not_depend_on_where_one_stands(tiny, trained, monke
 def test_two_ranks_write_the_same_scores(tiny, trained: Path) -> None:
     """Seven videos on two ranks: uneven shards, every video once, bit-equal scores."""
     command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
-    assert main([*command, "--out", str(tiny.folder / "one")]) == 0
-    words = [*command, "--out", str(tiny.folder / "two")]
-    drive(words, 2, tiny.folder / "driven")
+    for ranks, name in ((1, "one"), (2, "two")):
+        drive([*command, "--out", str(tiny.folder / name)], ranks, tiny.folder, folder="run")
     (one, ours), (two, theirs) = (results_of(tiny.folder / name) for name in ("one", "two"))
     assert two["world_size"] == 2
     assert {**one, "world_size": 2} == two

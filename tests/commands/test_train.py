@@ -1,14 +1,14 @@
 import json
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
-from driving import drive
+from driving import drive, forked
 from safetensors import safe_open
 from torch import Tensor
 
@@ -345,18 +345,14 @@ def test_shipped_kinetics_config_names_its_missing_files(capsys, monkeypatch, tm
 @pytest.mark.slow
 def test_a_job_of_two_ranks_that_is_told_to_stop_saves_once_and_leaves_no_orphan(tiny) -> None:
     words = ["train", str(tiny.config), "--gpus", "2", f"out={tiny.folder / 'run'}"]
-    job = subprocess.Popen(
-        [sys.executable, "-m", "videogn", *words, "train.iterations=100000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert job.stdout is not None
-    while not job.stdout.readline().startswith("iter "):
-        assert job.poll() is None
-    job.send_signal(signal.SIGTERM)
-    printed, error = job.communicate(timeout=60)
-    assert job.returncode == EXIT_CODE
+    program, end = "from videogn.cli import entry; entry()", time.monotonic() + 120
+    with forked(program, tiny.folder, *words, "train.iterations=100000") as job:
+        while "\niter " not in job.stdout.read_text():
+            assert time.monotonic() < end, job.stderr.read_text()
+            time.sleep(0.1)
+        os.kill(job.pid, signal.SIGTERM)
+        assert job.ended(60) == EXIT_CODE
+    printed, error = job.stdout.read_text(), job.stderr.read_text()
     assert printed.count("stopped by SIGTERM: iteration ") == 1
     assert "error" not in error
     folder = RunFolder(tiny.folder / "run")

@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from driving import forked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,13 +19,16 @@ from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
+    Loader,
     TrainBatches,
     build_test_loader,
     build_train_loader,
     build_val_loader,
+    collate_clips,
     epoch_order,
 )
 from videogn.data.opening import READERS, VideoOpener
+from videogn.data.shared import Ring
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError
 
@@ -350,30 +353,17 @@ def wait_for_line(file: Path, seconds: float) -> str:
 @pytest.mark.dist
 @pytest.mark.skipif(not Path("/proc").exists(), reason="needs /proc")
 def test_workers_end_when_their_parent_is_killed(make_video, tmp_path: Path) -> None:
-    script, said = tmp_path / "parent.py", tmp_path / "said"
-    script.write_text(PARENT)
-    package = str(Path(__file__).parents[2])
-    with said.open("w") as output:
-        parent = subprocess.Popen(
-            [sys.executable, str(script), str(make_video())],
-            stdout=output,
-            env={**os.environ, "PYTHONPATH": package},
-            start_new_session=True,
-        )
-    try:
-        # Not readline, which would wait for as long as the parent did.
-        workers = [int(pid) for pid in wait_for_line(said, 60.0).split()]
+    with forked(PARENT, tmp_path, make_video()) as parent:
+        workers = [int(pid) for pid in wait_for_line(parent.stdout, 60.0).split()]
         assert len(workers) == 2
         assert all(map(is_running, workers))
-        parent.kill()
-        parent.wait(10)
-    except BaseException:
-        os.killpg(parent.pid, signal.SIGKILL)
-        raise
-    deadline = time.monotonic() + 15
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_running, workers))
+        # It alone, not its session.
+        os.kill(parent.pid, signal.SIGKILL)
+        assert parent.ended(10) == -signal.SIGKILL
+        deadline = time.monotonic() + 15
+        while any(map(is_running, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(is_running, workers))
 
 
 def claim_samples(path: Path, count: int) -> None:
@@ -425,3 +415,14 @@ def test_ten_clips_of_a_long_1080p_video_fit_in_the_memory_of_a_worker(make_vide
     )
     assert video.reason is None
     assert np.prod(video.on(CPU).stack().shape) == 10 * 3 * 32 * 256 * 455
+
+
+def test_a_driver_that_locks_no_memory_is_told_of(records, monkeypatch, caplog) -> None:
+    def refuse(ring: Ring) -> None:
+        raise RuntimeError("operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Ring, "pin", refuse)
+    dataset = TrainDataset(records, CLIPS, seed=7)
+    Loader(dataset, [[(0, 0)]], 1, collate_clips, Workers(1))
+    assert "not locked for the GPU: operation not supported" in caplog.text

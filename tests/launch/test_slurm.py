@@ -96,7 +96,7 @@ def start_again_now(cluster: Cluster, job: str) -> None:
 
 def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
     output, run = tiny.folder / "output", tiny.folder / "run"
-    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=400", "data.val=''")
+    words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=250", "data.val=''")
     job = submit(cluster, output, tiny.config, *words, "train.log_interval=1")
     wait_for_line(output, "iter ", 120)
     urgent = cluster.submit("-phigh", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
@@ -107,7 +107,7 @@ def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
     assert cluster.field(job, "Restarts") == "1"
     assert "goes on     from iteration" in output.read_text()
     iterations = [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "train"]
-    assert iterations == list(range(1, 401))
+    assert iterations == list(range(1, 251))
 
 
 def test_a_job_warned_by_usr1_goes_on_by_itself_until_it_is_cancelled(
@@ -115,7 +115,7 @@ def test_a_job_warned_by_usr1_goes_on_by_itself_until_it_is_cancelled(
 ) -> None:
     output, run = tiny.folder / "output", tiny.folder / "run"
     words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=1000000", "data.val=''")
-    words += ("train.log_interval=50",)
+    words += ("train.log_interval=5",)
     job = submit(cluster, output, tiny.config, *words)
     wait_for_line(output, "iter ", 120)
     # What Slurm does before the time limit, without waiting for it.

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from driving import Forked, forked
 
 from videogn.engine.runs import read_log
 
@@ -19,6 +18,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
+ENTER = """
+import ctypes, os
+handle = os.open("/var/run/netns/NAME", os.O_RDONLY)
+assert ctypes.CDLL(None).setns(handle, 0x40000000) == 0  # CLONE_NEWNET
+os.close(handle)
+"""
+TORCHRUN = "from torch.distributed.run import main; main()"
 WAITING_RANKS = """
 import time
 from videogn.distributed import gather_over_ranks, joined_world
@@ -41,20 +47,15 @@ class Hosts:
     devices: tuple[str, str]
     addresses: tuple[str, str] = ("10.9.0.1", "10.9.0.2")
 
-    def start(self, host: int, words: list[str], **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.names[host], *words],
-            env={
-                **os.environ,
-                "GLOO_SOCKET_IFNAME": self.devices[host],
-                "PYTHONPATH": str(REPOSITORY),
-                "OMP_NUM_THREADS": "1",
-                **variables,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+    def start(
+        self, host: int, program: str, folder: Path, *words: str, **variables: str
+    ) -> AbstractContextManager[Forked]:
+        common = {"GLOO_SOCKET_IFNAME": self.devices[host], "PYTHONPATH": str(REPOSITORY)}
+        return forked(
+            ENTER.replace("NAME", self.names[host]) + program,
+            folder,
+            *words,
+            environment=common | variables,
         )
 
 
@@ -86,57 +87,54 @@ def hosts() -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def outcomes(jobs: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of each; none is left behind."""
-    try:
-        return [(*job.communicate(timeout=timeout), job.returncode)[::-1] for job in jobs]
-    finally:
-        for job in jobs:
-            if job.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(job.pid, signal.SIGKILL)
-                job.communicate(timeout=10)
+def said(jobs: list[Forked]) -> list[str]:
+    return [job.stderr.read_text() for job in jobs]
 
 
 def test_torchrun_trains_on_two_hosts(hosts: Hosts, tiny) -> None:
     run = tiny.folder / "run"
     words = ["-m", "videogn", "train", str(tiny.config), f"out={run}", "train.clips_per_gpu=2"]
-    jobs = [
-        hosts.start(
-            host,
-            [
-                *(sys.executable, "-m", "torch.distributed.run"),
-                *("--nnodes=2", f"--node-rank={host}", "--nproc-per-node=1"),
-                *("--rdzv-backend=c10d", f"--rdzv-endpoint={hosts.addresses[0]}:29500"),
-                *(f"--rdzv-conf=is_host={host == 0}", f"--local-addr={hosts.addresses[host]}"),
-                *words,
-            ],
-        )
-        for host in (0, 1)
-    ]
-    codes = outcomes(jobs, 240)
-    assert [code for code, *_ in codes] == [0, 0], codes
+    with ExitStack() as stack:
+        jobs = [
+            stack.enter_context(
+                hosts.start(
+                    host,
+                    TORCHRUN,
+                    tiny.folder,
+                    *("--nnodes=2", f"--node-rank={host}", "--nproc-per-node=1"),
+                    *("--rdzv-backend=c10d", f"--rdzv-endpoint={hosts.addresses[0]}:29500"),
+                    f"--rdzv-conf=is_host={host == 0}",
+                    f"--local-addr={hosts.addresses[host]}",
+                    *words,
+                )
+            )
+            for host in (0, 1)
+        ]
+        assert [job.ended(240) for job in jobs] == [0, 0], said(jobs)
     assert [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "val"] == [3, 6]
 
 
-def test_a_cut_cable_ends_both_sides_and_each_names_the_other(hosts: Hosts) -> None:
+def test_a_cut_cable_ends_both_sides_and_each_names_the_other(hosts: Hosts, tmp_path: Path) -> None:
     common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    place = {"MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29511"}
-    jobs = [
-        hosts.start(host, [sys.executable, "-c", WAITING_RANKS], RANK=str(host), **common, **place)
-        for host in (0, 1)
-    ]
-    try:
-        assert jobs[0].stdout is not None
-        assert jobs[0].stdout.readline() == "in step\n"
+    common |= {"MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": "29511"}
+    with ExitStack() as stack:
+        jobs = [
+            stack.enter_context(
+                hosts.start(host, WAITING_RANKS, tmp_path, RANK=str(host), **common)
+            )
+            for host in (0, 1)
+        ]
+        end = time.monotonic() + 120
+        while jobs[0].stdout.read_text() != "in step\n":
+            assert time.monotonic() < end, said(jobs)
+            time.sleep(0.1)
         ip("-n", hosts.names[0], "link", "set", hosts.devices[0], "down")
         started = time.monotonic()
-    finally:
-        first, second = outcomes(jobs, 90)
+        assert [job.ended(90) for job in jobs] == [1, 1]
     assert time.monotonic() - started < 60
-    assert first[0] == second[0] == 1
-    assert "[rank 0 on " in first[1]
-    assert "rank 1 on " in first[1]
-    assert "has stopped: last heard of " in first[1]
-    assert "[rank 1 on " in second[1]
-    assert "rank 0 has stopped: it does not answer" in second[1]
+    first, second = said(jobs)
+    assert "[rank 0 on " in first
+    assert "rank 1 on " in first
+    assert "has stopped: last heard of " in first
+    assert "[rank 1 on " in second
+    assert "rank 0 has stopped: it does not answer" in second

@@ -8,7 +8,7 @@ import argparse
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,12 @@ from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
 from videogn.engine.arithmetic import set_arithmetic
-from videogn.engine.evaluator import Scorer, VideoScore, fastest_format
+from videogn.engine.compute import Machine, choose_execution
+from videogn.engine.evaluator import Scorer, VideoScore
 from videogn.engine.journal import Journal
 from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
+from videogn.engine.recipes import Choice, choose_recipe, compiled, make_ready
 from videogn.engine.runs import RunFolder
 from videogn.engine.scoring import Listed, Waits, score_list
 from videogn.errors import RunError
@@ -80,6 +82,7 @@ class Prepared:
     Attributes:
         which: the weights' kind: last, best, or inflated (never trained on video).
         precision: fp32, bf16 or fp16.
+        choice: how the network computes.
     """
 
     config: Config
@@ -90,6 +93,7 @@ class Prepared:
     mean: Triple
     std: Triple
     precision: str
+    choice: Choice
 
     @property
     def views(self) -> Views:
@@ -108,6 +112,7 @@ def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
         config.data, "test", config.model.num_classes, weights.info.class_names, str(file)
     )
     video_opener(config.data, "test")  # says now what is not installed
+    precision = _precision(config.test.precision)
     return Prepared(
         config=config,
         videos=videos,
@@ -116,7 +121,8 @@ def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
         weights=weights,
         mean=mean,
         std=std,
-        precision=_precision(config.test.precision),
+        precision=precision,
+        choice=_recipe(config, precision, len(videos.records)),
     )
 
 
@@ -126,6 +132,20 @@ def _precision(wanted: str) -> str:
     # Older GPUs emulate it, which is slower than fp32.
     has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if has_bf16 else "fp32"
+
+
+def _recipe(config: Config, precision: str, num_videos: int) -> Choice:
+    views, test = views_of(config.test), config.test
+    # One crop of the paper's protocol is the whole frame.
+    whole = test.protocol == "paper" and views.num_crops == 1
+    side = config.clip.crop_size if test.protocol == "center" else config.clip.short_side_min
+    return choose_recipe(
+        test.recipe,
+        precision,
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        view=None if whole else (config.clip.num_frames, side, side),
+        num_views=num_videos * views.num_clips * views.num_crops,
+    )
 
 
 def default_folder(file: Path, config: Config) -> Path:
@@ -159,6 +179,7 @@ def describe(prepared: Prepared) -> dict[str, Any]:
         "mean": list(prepared.mean),
         "std": list(prepared.std),
         "precision": prepared.precision,
+        "recipe": prepared.choice.recipe,
         "list": prepared.videos.source,
         "list_sha256": hashlib.sha256(listed.encode(errors="surrogatepass")).hexdigest(),
         "class_names": None if names is None else list(names),
@@ -243,7 +264,8 @@ class Job:
             tell=lambda scored: watch.stage("scoring", scored),
             report=_say if world.is_main else _say_nothing,
         )
-        for line in reader_lines(prepared.config.data, "test", prepared.videos):
+        lines = reader_lines(prepared.config.data, "test", prepared.videos)
+        for line in (*prepared.choice.notes, *lines):
             listed.report(line)
 
         def score(places: Sequence[int]) -> Iterator[VideoScore]:
@@ -291,22 +313,24 @@ def _score(
     network = build_model(config.model, config.seed)
     load_into(network, spec_of(config.model), prepared.weights)
     network.to(world.device).eval()
-    size = config.clip.crop_size
-    fold_batch_norms(network, (config.clip.num_frames, size, size))
-    layout = fastest_format(network)
-    network.to(memory_format=layout)
+    recipe = prepared.choice.recipe
+    layout = _make_ready(prepared, network, world.device)
+    # One shape to compile, whatever the memory and the number of views.
+    fixed = config.test.views_per_pass or (1 if recipe == "compiled" else None)
     dataset = _dataset(prepared, world)
     workers = reading_workers(config.data, world, dataset, spread(places, PROBE_SAMPLES), 1)
     pass_size = make_pass_size(
         network,
         measure_of,
-        fixed=config.test.views_per_pass,
+        fixed=fixed,
         precision=prepared.precision,
         device=world.device,
         sharing=world.local_size if world.device.type == "cpu" else 1,
+        memory_format=layout,
     )
+    measure = measure_of(network)
     scorer = Scorer(
-        measure=measure_of(network),
+        measure=compiled(measure) if recipe == "compiled" else measure,
         device=world.device,
         mean=prepared.mean,
         std=prepared.std,
@@ -316,6 +340,30 @@ def _score(
     )
     videos: Iterator[VideoViews] = waits.timed(build_test_loader(dataset, places, workers))
     return scorer.scores(videos)
+
+
+def _make_ready(
+    prepared: Prepared, network: nn.Module, device: torch.device
+) -> torch.memory_format:
+    """Bring a network into the form that is fastest on a device; the order in memory of its clips.
+
+    Raises:
+        ConfigError: the config asks for a form that cannot be had here.
+    """
+    config, size = prepared.config, prepared.config.clip.crop_size
+    view = (config.clip.num_frames, size, size)
+    if device.type == "cpu":
+        return make_ready(network, prepared.choice.recipe, view)
+    # The training's choice of what to compute again is none of the test's.
+    execution = choose_execution(
+        replace(config.compute, recompute="none"),
+        spec_of(config.model),
+        Machine.of(device),
+        precision=prepared.precision,
+    )
+    fold_batch_norms(network, view)
+    execution.apply(network)
+    return execution.memory_format
 
 
 def _dataset(prepared: Prepared, world: World) -> TestDataset:

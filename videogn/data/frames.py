@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from videogn.data.colours import Conversion, finish, kernels_for
 from videogn.data.decode import FrameSource, VideoReader, converted
 from videogn.data.rgb import (
     CHROMA_STEPS,
@@ -148,6 +149,9 @@ class Frames(NamedTuple):
             images = self.samples.view(form.num_frames, form.height, form.width, 3)
             return images.permute(3, 0, 1, 2)
         samples = self.samples.view(form.num_frames, form.frame_bytes)
+        kernels = None if form.quarters else kernels_for(samples.device)
+        if kernels is not None:
+            return finish(samples, _conversion(form), kernels).permute(3, 0, 1, 2)
         pixels = max(form.height * form.width, form.size[0] * form.size[1])
         parts = torch.split(samples, max(1, CHUNK_PIXELS // pixels))
         return torch.cat([_finished(part, form) for part in parts]).transpose(0, 1)
@@ -166,6 +170,25 @@ def _finished(samples: Tensor, form: Form) -> Tensor:
     if form.mirror:
         images = images.flip(3)
     return images.round_().to(torch.uint8)
+
+
+def _conversion(form: Form) -> Conversion:
+    """What :func:`_finished` does, in numbers, of frames that are not turned."""
+    share_red, share_blue = MATRICES[form.matrix]
+    share_green = 1 - share_red - share_blue
+    luma_step, chroma_step = (1.0, 1.0) if form.full_range else (255 / 219, 255 / 224)
+    planes = plane_sizes(form.pixels, form.height, form.width)
+    scaled = plane_sizes(form.pixels, *form.size)
+    return Conversion(
+        planes=(planes[0], planes[1]),
+        scaled=(scaled[0], scaled[1]),
+        steps=CHROMA_STEPS[form.pixels],
+        kept=form.kept or Box(0, 0, *form.size),
+        mirror=form.mirror,
+        luma=(0.0 if form.full_range else 16.0, luma_step),
+        gains=(chroma_step * 2 * (1 - share_red), chroma_step * 2 * (1 - share_blue)),
+        green=(-share_red / share_green, -share_blue / share_green),
+    )
 
 
 def _planes(samples: Tensor, form: Form) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import time
 from collections import deque
@@ -31,6 +32,8 @@ from videogn.data.shared import Ring
 from videogn.data.watched import WatchedRecords
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError, UserError
+
+logger = logging.getLogger("videogn")
 
 T = TypeVar("T")
 
@@ -207,7 +210,7 @@ class Loader(Generic[T]):
             slots = workers.processes * workers.prefetch + IN_USE
             self._ring = Ring(slots, batch_size * dataset.sample_bytes)
             if pinned and torch.cuda.is_available():
-                self._ring.pin()
+                _pin(self._ring)
         self._fill = _Filling(dataset, self._ring)
 
     def __len__(self) -> int:
@@ -248,6 +251,14 @@ class Loader(Generic[T]):
             return sample
         form, start = sample.frames
         return sample._replace(frames=Frames.in_memory(form, self._ring.slot(slot)[start:]))
+
+
+def _pin(ring: Ring) -> None:
+    """Lock the ring's pages where the driver lets it; copies wait for the host where not."""
+    try:
+        ring.pin()
+    except RuntimeError as error:
+        logger.warning("the memory that clips come in is not locked for the GPU: %s", error)
 
 
 def _paced(batches: Iterator[T]) -> Iterator[T]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videogn.data.colours import kernels_for, normalized
 from videogn.data.rgb import Box
 
 
@@ -95,20 +96,25 @@ def normalize(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(B, C, T, H, W) uint8 to float32 on the same device: (x / 255 - mean) / std per colour."""
-    scale, shift = _scale_and_shift(clips.device, mean, std)
+    """(B, C, T, H, W) uint8 to floats on the same device: (x / 255 - mean) / std per colour.
+
+    Args:
+        dtype: of the result, which is computed in float32.
+    """
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    kernels = kernels_for(clips.device)
+    if kernels is not None:
+        found = normalized(clips, scale, shift, memory_format, dtype, kernels)
+        if found is not None:
+            return found
+    # Made on the host: a tensor made of numbers on a GPU would wait for all the GPU has to do.
+    factors, summands = (
+        torch.tensor(values).to(clips.device, non_blocking=True).view(1, 3, 1, 1, 1)
+        for values in (scale, shift)
+    )
     # Clips arrive with their colours last in memory; most networks take them first.
     floats = clips.to(torch.float32, memory_format=memory_format)
-    return floats.mul_(scale).add_(shift)
-
-
-def _scale_and_shift(
-    device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> tuple[Tensor, Tensor]:
-    """What each colour is multiplied by, and what is added then, (1, 3, 1, 1, 1)."""
-    shape = (1, 3, 1, 1, 1)
-    scale = torch.tensor([1 / (255 * s) for s in std])
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
-    # Made on the host: a tensor made of numbers on a GPU would wait for all the GPU has to do.
-    return tuple(t.to(device, non_blocking=True).view(shape) for t in (scale, shift))  # type: ignore[return-value]
+    return floats.mul_(factors).add_(summands).to(dtype)

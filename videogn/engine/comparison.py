@@ -13,7 +13,7 @@ import numpy as np
 
 from videogn.engine.scores import Average
 from videogn.engine.statistics import Interval, Outcome, difference_interval, mcnemar, outcome_of
-from videogn.engine.test_folder import IDENTITY, FinishedTest
+from videogn.engine.test_folder import COMPARED, FinishedTest
 from videogn.errors import RunError
 from videogn.files import printable
 
@@ -219,8 +219,7 @@ def differences(
     a: FinishedTest, b: FinishedTest, averages: tuple[Average, Average]
 ) -> dict[str, tuple[Any, Any]]:
     """What else than the weights differs between two tests: name -> A's and B's value."""
-    keys = [key for key in IDENTITY if key != "checkpoint_sha256"]
-    pairs = {key: (a.results.get(key), b.results.get(key)) for key in keys}
+    pairs = {key: (a.results.get(key), b.results.get(key)) for key in COMPARED}
     pairs["average"] = averages
     if a.class_names is not None and b.class_names is not None:
         unequal = [

@@ -17,7 +17,7 @@ from videogn.data.dataset import DeviceViews, VideoViews
 from videogn.data.transforms import normalize
 from videogn.engine.memory import is_out_of_memory
 from videogn.engine.pass_size import Measure, PassSize
-from videogn.engine.validation import autocast
+from videogn.engine.validation import PRECISIONS, autocast
 from videogn.errors import RunError
 
 THUMBNAIL_HEIGHT = 96
@@ -175,7 +175,10 @@ class Scorer:
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _measured(self, views: Tensor) -> tuple[Tensor, ...]:
-        clips = normalize(views, self.mean, self.std, self.memory_format)
+        # As autocast would round them.
+        kind = PRECISIONS.get(self.precision) if self.device.type == "cuda" else None
+        dtype = kind or torch.float32
+        clips = normalize(views, self.mean, self.std, self.memory_format, dtype)
         with autocast(self.device, self.precision):
             return self.measure(clips)
 

@@ -51,7 +51,6 @@ class Meter:
         self.log = log
         self._plan, self._recipe, self._world, self._report = plan, recipe, world, report
         self._first, self._started = state.iteration, time.monotonic()
-        self._waits = Waits(world.device)
         self._begin(state.iteration)
         self._since = state.window.since
         self._take_up(state.window)
@@ -62,6 +61,7 @@ class Meter:
         self._failures: list[_Failure] = []
         self._samples: list[tuple[int, list[int]]] = []
         self._clips = 0
+        self._waits = Waits(self._world.device)
         self._clock = time.monotonic()
 
     def _take_up(self, window: Window) -> None:

@@ -78,6 +78,7 @@ def make_pass_size(
     precision: str,
     device: torch.device,
     sharing: int,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> PassSize:
     """The size of passes of a network on a device.
 
@@ -87,23 +88,25 @@ def make_pass_size(
         fixed: as in :class:`PassSize`.
         precision: of autocast.
         sharing: processes that share the device's memory.
+        memory_format: of the views.
     """
 
     def probe(view: tuple[int, int, int]) -> int:
         if device.type == "cuda":
             return _measured(measure_of(network), view, precision, device)
-        return _counted(measure_of(on_meta(network)), view, precision)
+        clip = torch.empty((1, 3, *view), device="meta", memory_format=memory_format)
+        return _counted(measure_of(on_meta(network)), clip, precision)
 
     return PassSize(fixed, int(SHARE * available_bytes(device)) // sharing, probe)
 
 
 @torch.inference_mode()
-def _counted(measure: Measure, view: tuple[int, int, int], precision: str) -> int:
+def _counted(measure: Measure, clip: Tensor, precision: str) -> int:
     """Bytes that are alive at once in a pass of one view, by the allocations on the meta device."""
     dtype = dtype_of(precision)
     casts = MetaAutocast(dtype, "cpu") if dtype != torch.float32 else nullcontext()
     with Allocations([]) as allocations, casts:
-        measure(torch.zeros((1, 3, *view), device="meta"))
+        measure(clip)
     return int(max(allocations.with_workspace))
 
 

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from videogn.config import ClipConfig
-from videogn.data.transforms import normalize
 from videogn.engine.memory import MemoryPlan, is_out_of_memory, out_of_memory
 from videogn.engine.precise_bn import Buffers
-from videogn.engine.trainer import Run, set_training
+from videogn.engine.trainer import Run, network_input, set_training
 from videogn.engine.validation import autocast
 
 
@@ -43,11 +42,9 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
 def _pass(run: Run, clip: ClipConfig) -> None:
     device, count = run.world.device, run.plan.clips_per_gpu
     size = (count, 3, clip.num_frames, clip.crop_size, clip.crop_size)
-    pixels = normalize(
-        torch.zeros(size, dtype=torch.uint8, device=device), run.info.mean, run.info.std
-    )
+    pixels = network_input(run, torch.zeros(size, dtype=torch.uint8, device=device))
     with autocast(device, run.recipe.precision):
-        logits = run.model(pixels.contiguous(memory_format=run.memory_format))
+        logits = run.model(pixels)
     labels = torch.zeros(count, dtype=torch.int64, device=device)
     F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
     if device.type == "cuda":

@@ -31,9 +31,12 @@ IDENTITY = (
     "mean",
     "std",
     "precision",
+    "recipe",
     "average",
 )
 """Keys of the results that tell which test a folder holds."""
+COMPARED = tuple(key for key in IDENTITY if key not in ("checkpoint_sha256", "recipe"))
+"""Those that two tests share whose weights are compared; recipes differ in rounding alone."""
 
 INSIDE = ("test", "test_best")
 """Where a training run's folder has the tests of its last and of its best checkpoint."""

@@ -24,7 +24,7 @@ from videogn.engine.optim import set_learning_rate
 from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.runs import RunFolder, RunLog
-from videogn.engine.validation import Validation, autocast, report_validation
+from videogn.engine.validation import PRECISIONS, Validation, autocast, report_validation
 from videogn.errors import RunError
 from videogn.models.norm import use_native_sync
 from videogn.models.spec import WeightInfo
@@ -153,8 +153,7 @@ def _gradients(run: Run, batches: Sequence[Batch], iteration: int) -> tuple[Tens
 
 def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     device, recipe = run.world.device, run.recipe
-    clips = normalize(batch.clips_on(device), run.info.mean, run.info.std)
-    clips = clips.contiguous(memory_format=run.memory_format)
+    clips = network_input(run, batch.clips_on(device))
     labels = batch.labels.to(device, non_blocking=True)
     targets = labels
     if run.mixing is not None:
@@ -164,6 +163,15 @@ def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     logits = logits.float()
     loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
     return loss, logits, labels
+
+
+def network_input(run: Run, clips: Tensor) -> Tensor:
+    """(B, 3, T, H, W) uint8 clips as the network takes them in a step, but for mixing."""
+    dtype = torch.float32
+    if run.world.device.type == "cuda" and run.mixing is None:
+        # Rounded as autocast would, and never written in float32.
+        dtype = PRECISIONS.get(run.recipe.precision, dtype)
+    return normalize(clips, run.info.mean, run.info.std, run.memory_format, dtype)
 
 
 def _no_exchange(model: nn.Module) -> "nullcontext[None]":

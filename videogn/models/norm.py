@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from videogn.errors import UserError
+from videogn.models.accurate_gn import accurate_group_norm, wants_accuracy
 
 EPS = 1e-5
 BN_MOMENTUM = 0.1
@@ -183,6 +184,16 @@ def _total(values: Tensor) -> Tensor:
     return summed
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's layer; our own code where that is inaccurate (:mod:`videogn.models.accurate_gn`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (N, C, *) of inputs (N, C, *)."""
+        if wants_accuracy(x):
+            return accurate_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
 def _batch_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     layer = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
     return layer(num_channels, eps=EPS, momentum=BN_MOMENTUM)
@@ -199,17 +210,17 @@ def _sync_batch_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module
 def _group_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     # torch's GroupNorm takes its statistics over all axes behind the channels, so over (T, H, W)
     # for video (paper section 4.3).
-    return nn.GroupNorm(groups.count(), num_channels, eps=EPS)
+    return GroupNorm(groups.count(), num_channels, eps=EPS)
 
 
 def _layer_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     # The paper's LN is over (C, T, H, W) with gamma and beta per channel, not torch's LayerNorm.
-    return nn.GroupNorm(1, num_channels, eps=EPS)
+    return GroupNorm(1, num_channels, eps=EPS)
 
 
 def _instance_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:
     # One channel a group; torch's InstanceNorm refuses maps of a single place.
-    return nn.GroupNorm(num_channels, num_channels, eps=EPS)
+    return GroupNorm(num_channels, num_channels, eps=EPS)
 
 
 def _no_norm(num_channels: int, dims: int, groups: _Groups) -> nn.Module:

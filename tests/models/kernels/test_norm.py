@@ -216,8 +216,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     if device.type == "cpu":
         for name, value in {
             "_TILE_BYTES": 128,
-            "_MOST_PROGRAMS": 12,
-            "_FEW_PROGRAMS": 4,
+            "_STATS_TILE_BYTES": 64,
+            "_STATS_PROGRAMS": 12,
+            "_SUMS_PROGRAMS": 12,
             "_MAP_PROGRAMS": 4,
             "_MERGE_BLOCK": 8,
             "_MERGE_SPLITS": 2,
@@ -236,7 +237,7 @@ def test_group_norm_of_many_tiles_holds_at_large_means(
     case = Case((1, 4, 3, 13, 11), 2, mean=mean, channels_last=channels_last)
     check(case, device)
     if device.type == "cpu":
-        assert norm._plan(1, 4, 429, channels_last, False, 4).reduce_splits > 1
+        assert norm._plan(1, 4, 429, channels_last, False, 4).sums.splits > 1
 
 
 def test_the_mean_and_the_spread_hold_at_large_means(device: torch.device) -> None:

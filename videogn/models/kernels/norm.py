@@ -41,9 +41,14 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
 _TILE_BYTES = 4096
 """Of one tensor: 32 bytes a thread, two of the widest loads."""
-_REDUCE_PROGRAMS = 1024
-"""About as many programs reduce: enough for every multiprocessor, few enough to be merged fast."""
+_STATS_TILE_BYTES = 2048
+"""Statistics are the quicker for more programs of fewer registers."""
+_STATS_PROGRAMS = 1024
+_SUMS_PROGRAMS = 640
 _MAP_PROGRAMS = 8192
+"""About as many programs: for those that reduce, as many as run at once and few to be merged."""
+_STATS_TILES, _SUMS_TILES = 4, 2
+"""Tiles that a program loads before it uses the first."""
 _MERGE_BLOCK = 1024
 _MERGE_SPLITS = 128
 _MERGE_CHANNELS = 8
@@ -184,34 +189,38 @@ def _like(residual: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How the kernels cut a tensor up: a function of its shape alone, so results are the same.
+class _Cut:
+    """How a kernel cuts a tensor up: tiles, units of places, and splits of a sample.
 
-    ``*_splits`` parts of ``*_split`` places each make a sample, for kernels that reduce and for
-    kernels that map. ``samples`` is 1 where the batch's statistics let samples be one run of rows.
+    A split is one unit of a kernel that maps. Of one that reduces it is every ``splits``-th unit:
+    programs that run side by side then read what lies side by side.
+    """
+
+    block_r: int
+    block_c: int
+    channel_blocks: int
+    unit: int
+    splits: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a tensor is cut up: a function of its shape alone, so results are the same.
+
+    ``samples`` is 1 where the batch's statistics let samples be one run of rows.
     """
 
     samples: int
     channels: int
     places: int
     strides: tuple[int, int, int]
-    block_r: int
-    block_c: int
-    channel_blocks: int
-    reduce_split: int
-    reduce_splits: int
-    map_split: int
-    map_splits: int
+    stats: _Cut
+    sums: _Cut
+    maps: _Cut
 
-    @property
-    def reduce_programs(self) -> int:
-        """Programs of a kernel that reduces."""
-        return self.samples * self.reduce_splits * self.channel_blocks
-
-    @property
-    def map_programs(self) -> int:
-        """Programs of a kernel that maps."""
-        return self.samples * self.map_splits * self.channel_blocks
+    def programs(self, cut: _Cut) -> int:
+        """Programs of a kernel."""
+        return self.samples * cut.splits * cut.channel_blocks
 
 
 @functools.lru_cache(maxsize=4096)
@@ -220,35 +229,52 @@ def _plan(
 ) -> _Plan:
     if channels_last and over_batch:
         samples, places = 1, samples * places
-    size = _TILE_BYTES // itemsize
-    if channels_last:
-        strides = (places * channels, channels, 1)
-        block_c = min(_power_of_2(channels), 128)
-        block_r = min(_power_of_2(places), size // block_c)
-    else:
+    strides = (places * channels, channels, 1)
+    if not channels_last:
         strides = (channels * places, 1, places)
-        block_r = min(_power_of_2(places), size)
-        block_c = min(_power_of_2(channels), size // block_r)
-    channel_blocks = -(-channels // block_c)
-    tiles = -(-places // block_r)
-    in_all = tiles * samples * channel_blocks
-    per_reduce = -(-in_all // _REDUCE_PROGRAMS)
-    if per_reduce > 4:
-        per_reduce = -(-per_reduce // 4) * 4
-    per_map = 4 * max(1, in_all // (4 * _MAP_PROGRAMS))
+    small = _block(channels, places, channels_last, _STATS_TILE_BYTES // itemsize)
+    large = _block(channels, places, channels_last, _TILE_BYTES // itemsize)
+    blocks = -(-channels // large[1])
+    in_all = -(-places // large[0]) * samples * blocks
+    per_map = 4 * max(1, in_all // (4 * _MAP_PROGRAMS)) * large[0]
     return _Plan(
         samples,
         channels,
         places,
         strides,
-        block_r,
-        block_c,
-        channel_blocks,
-        per_reduce * block_r,
-        -(-tiles // per_reduce),
-        per_map * block_r,
-        -(-tiles // per_map),
+        # The last, smaller unit of statistics belongs to one of the others.
+        stats=_strided(samples, channels, small, _STATS_TILES, _STATS_PROGRAMS, places, whole=True),
+        sums=_strided(samples, channels, large, _SUMS_TILES, _SUMS_PROGRAMS, places, whole=False),
+        maps=_Cut(*large, blocks, per_map, -(-places // per_map)),
     )
+
+
+def _block(channels: int, places: int, channels_last: bool, size: int) -> tuple[int, int]:
+    """Places and channels of a tile of ``size`` values, the longer along memory."""
+    if channels_last:
+        block_c = min(_power_of_2(channels), 128)
+        return min(_power_of_2(places), size // block_c), block_c
+    block_r = min(_power_of_2(places), size)
+    return block_r, min(_power_of_2(channels), size // block_r)
+
+
+def _strided(
+    samples: int,
+    channels: int,
+    block: tuple[int, int],
+    tiles: int,
+    programs: int,
+    places: int,
+    *,
+    whole: bool,
+) -> _Cut:
+    """The cut of a kernel that reduces: units are dealt out evenly to about ``programs``."""
+    unit = tiles * block[0]
+    units = max(1, places // unit if whole else -(-places // unit))
+    blocks = -(-channels // block[1])
+    most = max(1, programs // (samples * blocks))
+    each = -(-units // most)
+    return _Cut(*block, blocks, unit, -(-units // each))
 
 
 def _power_of_2(number: int) -> int:
@@ -299,24 +325,25 @@ def _stats(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Te
     stride_n, _, stride_c = plan.strides
     # One shift for all that is merged.
     shift_stride = 0 if over_batch else stride_n
-    rows = plan.samples * plan.reduce_splits
-    splits = rows if over_batch else plan.reduce_splits
+    cut = plan.stats
+    rows = plan.samples * cut.splits
+    splits = rows if over_batch else cut.splits
     partial = torch.empty(2, rows, plan.channels, dtype=torch.float32, device=x.device)
     with on_device(x.device):
-        kernels.partial_stats[(plan.reduce_programs,)](
+        kernels.partial_stats[(plan.programs(cut),)](
             x,
             partial[0],
             partial[1],
             plan.channels,
             plan.places,
             per_group,
-            plan.reduce_splits,
-            plan.reduce_split,
-            plan.channel_blocks,
+            cut.splits,
+            cut.unit,
+            cut.channel_blocks,
             *plan.strides,
             shift_stride,
-            BLOCK_R=plan.block_r,
-            BLOCK_C=plan.block_c,
+            BLOCK_R=cut.block_r,
+            BLOCK_C=cut.block_c,
             num_warps=_WARPS,
         )
         kernels.merge_stats[(mean.numel(),)](
@@ -328,8 +355,8 @@ def _stats(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Te
             plan.channels,
             plan.places,
             per_group,
-            plan.reduce_splits,
-            plan.reduce_split,
+            cut.splits,
+            cut.unit,
             num_groups,
             splits,
             stride_c,
@@ -363,11 +390,12 @@ def _act(
         return y
     over_batch = _is_over_batch(x, mean)
     plan = _plan_of(x, memory_format, over_batch)
+    cut = plan.maps
     kernels = kernels_for("norm_triton", x.device)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     with on_device(x.device):
-        kernels.apply_forward[(plan.map_programs,)](
+        kernels.apply_forward[(plan.programs(cut),)](
             x,
             mean,
             rstd,
@@ -378,15 +406,15 @@ def _act(
             plan.channels,
             plan.places,
             plan.channels // mean.shape[1],
-            plan.map_splits,
-            plan.map_split,
-            plan.channel_blocks,
+            cut.splits,
+            cut.unit,
+            cut.channel_blocks,
             *plan.strides,
             0 if over_batch else mean.shape[1],
             HAS_RESIDUAL=residual is not None,
             RELU=relu,
-            BLOCK_R=plan.block_r,
-            BLOCK_C=plan.block_c,
+            BLOCK_R=cut.block_r,
+            BLOCK_C=cut.block_c,
             num_warps=_WARPS,
         )
     return y
@@ -429,13 +457,14 @@ def _act_backward(
     per_group = plan.channels // num_groups
     mask = 0 if not relu else 1 if y is None else 2
     y = x if y is None else y.contiguous(memory_format=memory_format)
-    rows = plan.samples * plan.reduce_splits
+    cut = plan.sums
+    rows = plan.samples * cut.splits
     partial = torch.empty(2, rows, plan.channels, dtype=torch.float32, device=x.device)
     means = torch.empty((2, *mean.shape), dtype=torch.float32, device=x.device)
     groups = 0 if fixed else mean.numel()
     stat_stride = 0 if over_batch else num_groups
     with on_device(x.device):
-        kernels.partial_sums[(plan.reduce_programs,)](
+        kernels.partial_sums[(plan.programs(cut),)](
             x,
             grad,
             y,
@@ -449,15 +478,15 @@ def _act_backward(
             plan.channels,
             plan.places,
             per_group,
-            plan.reduce_splits,
-            plan.reduce_split,
-            plan.channel_blocks,
+            cut.splits,
+            cut.unit,
+            cut.channel_blocks,
             *plan.strides,
             stat_stride,
             MASK=mask,
             WRITE_MASKED=writes,
-            BLOCK_R=plan.block_r,
-            BLOCK_C=plan.block_c,
+            BLOCK_R=cut.block_r,
+            BLOCK_C=cut.block_c,
             num_warps=_WARPS,
         )
         kernels.merge_sums[(groups + -(-plan.channels // _MERGE_CHANNELS),)](
@@ -471,7 +500,7 @@ def _act_backward(
             plan.channels,
             per_group,
             num_groups,
-            rows if over_batch else plan.reduce_splits,
+            rows if over_batch else cut.splits,
             groups,
             rows,
             float(x.numel() // mean.numel()),
@@ -480,7 +509,7 @@ def _act_backward(
             BLOCK_C=_MERGE_CHANNELS,
             num_warps=_WARPS,
         )
-        kernels.apply_backward[(plan.map_programs,)](
+        kernels.apply_backward[(plan.programs(plan.maps),)](
             x,
             masked if writes else grad,
             y,
@@ -494,15 +523,15 @@ def _act_backward(
             plan.channels,
             plan.places,
             per_group,
-            plan.map_splits,
-            plan.map_split,
-            plan.channel_blocks,
+            plan.maps.splits,
+            plan.maps.unit,
+            plan.maps.channel_blocks,
             *plan.strides,
             stat_stride,
             MASK=0 if writes else mask,
             FIXED=fixed,
-            BLOCK_R=plan.block_r,
-            BLOCK_C=plan.block_c,
+            BLOCK_R=plan.maps.block_r,
+            BLOCK_C=plan.maps.block_c,
             num_warps=_WARPS,
         )
     return grad_x, grad_weight, grad_bias, masked

@@ -3,8 +3,10 @@
 Every kernel sees a tensor as (samples, places, channels) with three strides, in elements. With
 ``p`` places and ``c`` channels a tensor with its channels last has strides (p * c, c, 1), a
 contiguous one (c * p, 1, p). Tiles have BLOCK_R places and BLOCK_C channels. The places of a sample
-are cut into ``splits`` parts of ``split_size`` places; a program works on one part of one block of
-channels, channel blocks varying fastest.
+are cut into units of ``unit`` places. A program works on one block of channels, channel blocks
+varying fastest, and on one of ``splits`` splits: of a kernel that reduces every ``splits``-th unit,
+of one that maps a single unit. Those that reduce read a sample from its beginning to its end, and
+those that map begin at the end, of which something may still be in the cache.
 
 A group has ``per_group`` channels and ``group_size`` values. Its statistics are those of one sample
 (group norm: ``stat_stride`` is the number of groups) or of all (batch norm: ``stat_stride`` is 0).
@@ -35,7 +37,7 @@ def partial_stats(
     places,
     per_group,
     splits,
-    split_size,
+    unit,
     channel_blocks,
     stride_n,
     stride_r,
@@ -50,9 +52,7 @@ def partial_stats(
     merged once, by Chan's formula. Values are first reduced by the first value of their group
     (the shift): at a mean of 1e4, a running mean in float32 would no longer follow steps of 1e-3.
     """
-    # From the end, which was written last and may be in the cache; what follows this kernel
-    # reads from the beginning, which it leaves there.
-    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    pid = tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)
@@ -64,15 +64,13 @@ def partial_stats(
     shift = tl.load(x_ptr + shift_offset, mask=in_c, other=0.0).to(tl.float32)[None, :]
     base = x_ptr + n * stride_n + (block * BLOCK_C).to(tl.int64) * stride_c
     tile = rows[:, None] * stride_r + lanes[None, :] * stride_c
-    begin = split * split_size
-    begin64 = begin.to(tl.int64)
-    end = tl.minimum(begin + split_size, places)
-    whole = (end - begin) // (4 * BLOCK_R)
+    units = places // unit
+    mine = (units - split + splits - 1) // splits
     mean = tl.full((BLOCK_R, BLOCK_C), 0.0, tl.float32)
     m2 = tl.full((BLOCK_R, BLOCK_C), 0.0, tl.float32)
     in_tile = in_c[None, :]
-    for i in range(0, whole):
-        r = begin64 + i * (4 * BLOCK_R)
+    for i in range(0, mine):
+        r = (split + i * splits).to(tl.int64) * unit
         # Four loads under way before the first is used.
         x0 = tl.load(base + r * stride_r + tile, mask=in_tile, other=0.0)
         x1 = tl.load(base + (r + BLOCK_R) * stride_r + tile, mask=in_tile, other=0.0)
@@ -94,18 +92,22 @@ def partial_stats(
         delta = d3 - mean
         mean += delta * (1.0 / (4 * i + 4))
         m2 += delta * (d3 - mean)
-    count = 4 * whole
-    for r in range(begin + whole * (4 * BLOCK_R), end, BLOCK_R):
+    # What is left behind the last whole unit.
+    begin = units * unit
+    end = tl.where(split == units % splits, places, begin)
+    count = 4 * mine
+    for r in range(begin, end, BLOCK_R):
         inside = (r + rows < end)[:, None] & in_tile
-        at = base + (begin64 + (r - begin)) * stride_r
+        at = base + begin.to(tl.int64) * stride_r + (r - begin) * stride_r
         d = tl.load(at + tile, mask=inside, other=0.0).to(tl.float32) - shift
         count += 1
         delta = tl.where(inside, d - mean, 0.0)
         mean += delta * (1.0 / count)
         m2 += delta * (d - mean)
-    # How many group_size each lane has seen.
-    seen = tl.maximum((end - begin - rows + BLOCK_R - 1) // BLOCK_R, 0).to(tl.float32)[:, None]
-    total = (end - begin).to(tl.float32)
+    # How many values each lane has seen.
+    more = tl.maximum((end - begin - rows + BLOCK_R - 1) // BLOCK_R, 0)
+    seen = (4 * mine + more).to(tl.float32)[:, None]
+    total = (mine * unit + end - begin).to(tl.float32)
     merged = tl.reduce(seen * mean, 0, tl.standard._sum_combine) / total
     apart = mean - merged[None, :]
     spread = tl.reduce(m2 + seen * apart * apart, 0, tl.standard._sum_combine)
@@ -125,7 +127,7 @@ def merge_stats(
     places,
     per_group,
     splits,
-    split_size,
+    unit,
     num_groups,
     parts,
     stride_c,
@@ -144,13 +146,17 @@ def merge_stats(
     base = m * parts * channels + g * per_group
     lanes = tl.arange(0, BLOCK)
     length = parts * per_group
+    units = places // unit
+    rest = places - units * unit
     weighted = tl.full((BLOCK,), 0.0, tl.float32)
     for i in range(0, length, BLOCK):
         at = i + lanes
         inside = at < length
         q = at // per_group
         offset = base + q.to(tl.int64) * channels + (at - q * per_group)
-        seen = tl.minimum(places - (q % splits) * split_size, split_size).to(tl.float32)
+        split = q % splits
+        seen = (units - split + splits - 1) // splits * unit
+        seen = (seen + tl.where(split == units % splits, rest, 0)).to(tl.float32)
         mean = tl.load(partial_mean_ptr + offset, mask=inside, other=0.0)
         weighted += seen * mean
     centre = tl.reduce(weighted, 0, tl.standard._sum_combine) / group_size
@@ -160,7 +166,9 @@ def merge_stats(
         inside = at < length
         q = at // per_group
         offset = base + q.to(tl.int64) * channels + (at - q * per_group)
-        seen = tl.minimum(places - (q % splits) * split_size, split_size).to(tl.float32)
+        split = q % splits
+        seen = (units - split + splits - 1) // splits * unit
+        seen = (seen + tl.where(split == units % splits, rest, 0)).to(tl.float32)
         mean = tl.load(partial_mean_ptr + offset, mask=inside, other=0.0)
         m2 = tl.load(partial_m2_ptr + offset, mask=inside, other=0.0)
         apart = mean - centre
@@ -185,7 +193,7 @@ def apply_forward(
     places,
     per_group,
     splits,
-    split_size,
+    unit,
     channel_blocks,
     stride_n,
     stride_r,
@@ -197,7 +205,7 @@ def apply_forward(
     BLOCK_C: tl.constexpr,
 ):
     """y = relu((x - mean) * rstd * weight + bias + residual)."""
-    pid = tl.program_id(0)
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)
@@ -213,9 +221,9 @@ def apply_forward(
     scale = (rstd * weight)[None, :]
     base = n * stride_n + (block * BLOCK_C).to(tl.int64) * stride_c
     tile = rows[:, None] * stride_r + lanes[None, :] * stride_c
-    begin = split * split_size
+    begin = split * unit
     begin64 = begin.to(tl.int64)
-    end = tl.minimum(begin + split_size, places)
+    end = tl.minimum(begin + unit, places)
     for r in range(begin, end, 2 * BLOCK_R):
         at = base + (begin64 + (r - begin)) * stride_r
         next_at = base + (begin64 + (r - begin + BLOCK_R)) * stride_r
@@ -254,7 +262,7 @@ def partial_sums(
     places,
     per_group,
     splits,
-    split_size,
+    unit,
     channel_blocks,
     stride_n,
     stride_r,
@@ -270,9 +278,7 @@ def partial_sums(
     MASK says where ReLU let through: 0 everywhere, 1 where the output computed again from x is
     positive, 2 where y is. With WRITE_MASKED dy is written: the gradient of the residual.
     """
-    # From the end, which was written last and may be in the cache; what follows this kernel
-    # reads from the beginning, which it leaves there.
-    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    pid = tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)
@@ -289,16 +295,16 @@ def partial_sums(
         scale = rstd * weight
     base = n * stride_n + (block * BLOCK_C).to(tl.int64) * stride_c
     tile = rows[:, None] * stride_r + lanes[None, :] * stride_c
-    begin = split * split_size
-    begin64 = begin.to(tl.int64)
-    end = tl.minimum(begin + split_size, places)
+    split64 = split.to(tl.int64)
     sums = tl.full((BLOCK_R, BLOCK_C), 0.0, tl.float32)
     products = tl.full((BLOCK_R, BLOCK_C), 0.0, tl.float32)
-    for r in range(begin, end, 2 * BLOCK_R):
-        at = base + (begin64 + (r - begin)) * stride_r
-        next_at = base + (begin64 + (r - begin + BLOCK_R)) * stride_r
-        inside0 = (r + rows < end)[:, None] & in_c[None, :]
-        inside1 = (r + BLOCK_R + rows < end)[:, None] & in_c[None, :]
+    for i in range(split, (places + unit - 1) // unit, splits):
+        r = i * unit
+        r64 = (split64 + (i - split)) * unit
+        at = base + r64 * stride_r
+        next_at = base + (r64 + BLOCK_R) * stride_r
+        inside0 = (r + rows < places)[:, None] & in_c[None, :]
+        inside1 = (r + BLOCK_R + rows < places)[:, None] & in_c[None, :]
         # Values outside have a gradient of 0, which adds nothing.
         g0 = tl.load(grad_ptr + at + tile, mask=inside0, other=0.0)
         g1 = tl.load(grad_ptr + next_at + tile, mask=inside1, other=0.0)
@@ -409,7 +415,7 @@ def apply_backward(
     places,
     per_group,
     splits,
-    split_size,
+    unit,
     channel_blocks,
     stride_n,
     stride_r,
@@ -424,7 +430,7 @@ def apply_backward(
 
     MASK as in ``partial_sums``; it is 0 where that kernel has written dy.
     """
-    pid = tl.program_id(0)
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
     block = pid % channel_blocks
     split = (pid // channel_blocks) % splits
     n = (pid // (channel_blocks * splits)).to(tl.int64)
@@ -444,9 +450,9 @@ def apply_backward(
         slope = tl.load(second_ptr + stat, mask=in_c, other=0.0)[None, :] * rstd * rstd
     base = n * stride_n + (block * BLOCK_C).to(tl.int64) * stride_c
     tile = rows[:, None] * stride_r + lanes[None, :] * stride_c
-    begin = split * split_size
+    begin = split * unit
     begin64 = begin.to(tl.int64)
-    end = tl.minimum(begin + split_size, places)
+    end = tl.minimum(begin + unit, places)
     element = grad_x_ptr.dtype.element_ty
     for r in range(begin, end, 2 * BLOCK_R):
         at = base + (begin64 + (r - begin)) * stride_r

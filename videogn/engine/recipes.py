@@ -1,0 +1,166 @@
+"""How a network computes while it is tested on a CPU: plainly, as 2D convolutions, or compiled.
+
+Speeds are measured in docs/testing.md; all give the same scores but for rounding.
+"""
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from videogn.engine.evaluator import fastest_format
+from videogn.engine.pass_size import Measure
+from videogn.errors import RunError, UserError
+from videogn.models.folding import fold_batch_norms
+from videogn.models.views import LAST, use_views
+
+COMPILE_PAYS = 1_000_000_000
+"""Frames times pixels of a test from which compiling, a minute or two on each process, is repaid
+several times over."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe.
+
+    Attributes:
+        recipe: eager, views or compiled.
+        notes: lines for people.
+    """
+
+    recipe: str
+    notes: tuple[str, ...] = ()
+
+
+def choose_recipe(
+    wanted: str,
+    precision: str,
+    device: torch.device,
+    *,
+    view: tuple[int, int, int] | None,
+    num_views: int,
+) -> Choice:
+    """The recipe of a test: the same on every rank, and when the test is started again.
+
+    Args:
+        wanted: auto, eager, views or compiled.
+        precision: fp32, bf16 or fp16.
+        view: (T, H, W) of all views; None where sizes differ.
+        num_views: of the whole list, whatever is scored already.
+
+    Raises:
+        UserError: the recipe that is asked for cannot be had here.
+    """
+    if device.type != "cpu":
+        if wanted in ("views", "compiled"):
+            raise UserError(f"test.recipe={wanted} is for CPUs; set test.recipe=auto on a GPU")
+        return Choice("eager")
+    notes = _precision_notes(precision)
+    if wanted == "compiled":
+        return Choice(wanted, (*notes, *_check_compiled(view)))
+    if wanted != "auto":
+        return Choice(wanted, notes)
+    if view is None or num_views * view[0] * view[1] * view[2] < COMPILE_PAYS:
+        return Choice("views", notes)
+    fault = compiler_fault()
+    if fault is None:
+        return Choice("compiled", notes)
+    note = f"note: {fault}; the network is not compiled, which would make this test shorter"
+    return Choice("views", (*notes, note))
+
+
+def _check_compiled(view: tuple[int, int, int] | None) -> tuple[str, ...]:
+    fault = compiler_fault()
+    if fault is not None:
+        raise UserError(f"test.recipe=compiled: {fault}; install one, or set test.recipe=views")
+    if view is None:
+        return ("note: test.recipe=compiled compiles anew for every width of these whole frames",)
+    return ()
+
+
+def compiler_fault() -> str | None:
+    """Why torch.compile cannot work on this CPU; None where nothing is known to be missing."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if not any(shutil.which(name) for name in names):
+        return f"there is no C++ compiler ({' or '.join(names)})"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        return f"the C++ compiler lacks Python's headers ({header}, package python3-dev)"
+    return None
+
+
+def _precision_notes(precision: str) -> tuple[str, ...]:
+    if precision == "fp32" or (precision == "bf16" and cpu_has_bf16()):
+        return ()
+    return (
+        f"note: this CPU has no instructions for {precision}, which is slower than fp32 on it; "
+        "set test.precision=fp32",
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 by instructions of its own (AVX-512 BF16 or AMX)."""
+    cpu = torch.cpu
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(cpu, name, lambda: False)()) for name in asked)
+
+
+def make_ready(network: nn.Module, recipe: str, view: tuple[int, int, int]) -> torch.memory_format:
+    """Change a network into what a recipe computes with: batch norms folded, convolutions as views.
+
+    Args:
+        network: in evaluation mode from here on.
+        view: (T, H, W) of a clip that it takes.
+
+    Returns:
+        The order in memory that its clips shall have.
+    """
+    fold_batch_norms(network, view)
+    layout = fastest_format(network)
+    if recipe != "eager" and use_views(network):
+        layout = LAST
+    network.to(memory_format=layout)
+    return layout
+
+
+def compiled(measure: Measure) -> Measure:
+    """A measure that is compiled for each shape of views when it meets the first of it.
+
+    The network's weights become constants: they must not change any more.
+
+    Raises:
+        RunError: of the measure, where compiling fails.
+    """
+    from torch._inductor import config
+
+    # A module, for its weights are what torch calls frozen.
+    program = torch.compile(_Measured(measure), dynamic=False)
+
+    def run(views: Tensor) -> tuple[Tensor, ...]:
+        # For this call alone: others in the process may train what they compile.
+        with config.patch(freezing=True):
+            try:
+                found: tuple[Tensor, ...] = program(views)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                line = str(error).strip().splitlines()[0]
+                raise RunError(
+                    f"the network cannot be compiled here: {line}; set test.recipe=views"
+                ) from error
+        return found
+
+    return run
+
+
+class _Measured(nn.Module):
+    def __init__(self, measure: Measure) -> None:
+        super().__init__()
+        self._measure: Callable[[Tensor], tuple[Tensor, ...]] = measure
+
+    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
+        """What the measure keeps of views."""
+        return self._measure(views)
