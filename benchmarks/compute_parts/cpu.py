@@ -78,6 +78,8 @@ def measure_recipes(bench: Bench, view: tuple[int, int, int], compiled: bool) ->
         network = initialised(bench, norm, "pv32").eval()
         clip = torch.randn(1, 3, *view)
         compare(bench, network, clip, recipes, view[1])
+        # Of one class only eight networks are compiled; what comes then would run plainly.
+        torch.compiler.reset()
         free()
     if not halves:
         bench.page.say()
