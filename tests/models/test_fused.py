@@ -25,6 +25,7 @@ SIZE = (2, 3, 8, 16, 16)
 def _interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert is_available(DEVICE)
 
 

@@ -42,6 +42,7 @@ def replayed(network: nn.Module, clips: Tensor, precision: str) -> nn.Module:
     Raises:
         RuntimeError: the device has too little memory, or an operation cannot be captured.
     """
+    _expect_other_streams()
     whole = _Whole(network)
     whole.training = network.training
     buffers = Buffers(network)
@@ -50,3 +51,10 @@ def replayed(network: nn.Module, clips: Tensor, precision: str) -> nn.Module:
         torch.cuda.make_graphed_callables(whole, (clips,), num_warmup_iters=WARMUP_PASSES)
     buffers.restore()
     return whole
+
+
+def _expect_other_streams() -> None:
+    """Keep torch from warning, in every run, that gradients come from the stream of the capture."""
+    tell = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if tell is not None:
+        tell(False)

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from videogn.models.kernels import norm as norm_kernels
 from videogn.models.kernels import pool as pool_kernels
+from videogn.models.norm import GroupNorm
 from videogn.models.recompute import Recipe, dropping, recomputed_block
 
 RECOMPUTE = ("none", "act", "act+conv_c", "block")
@@ -83,6 +84,7 @@ class FusedBatchNorm(nn.BatchNorm3d):
 
 
 FUSED_NORMS = (FusedGroupNorm, FusedBatchNorm)
+PLAIN_GROUP_NORMS = (nn.GroupNorm, GroupNorm)
 
 
 class FusedMaxPool(nn.MaxPool3d):
@@ -220,7 +222,7 @@ def _replace(parent: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]
 
 
 def _fused_layer(module: nn.Module) -> nn.Module | None:
-    if type(module) is nn.GroupNorm and module.affine:
+    if type(module) in PLAIN_GROUP_NORMS and module.affine:
         return _as(FusedGroupNorm, module)
     if type(module) is nn.BatchNorm3d and _is_usual(module):
         return _as(FusedBatchNorm, module)
