@@ -113,6 +113,6 @@ def _randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomise() -> Callable[..., nn.Module]:
     return _randomise

@@ -12,11 +12,17 @@ def convolutions(network):
     return [m for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
+@pytest.fixture(scope="module")
+def peer(randomise):
+    """Of 134 M parameters, which take seconds to draw."""
+    return randomise(torchvision.models.vgg16_bn(num_classes=7))
+
+
 @pytest.mark.parametrize("norm", ["bn", "frozen_bn", "sync_bn"])
-def test_batch_norm_networks_are_torchvisions(norm, randomise):
-    peer = randomise(torchvision.models.vgg16_bn(num_classes=7))
-    ours = vgg16(norm=norm, num_classes=7).eval()
-    ours.load_state_dict(peer.state_dict())
+def test_batch_norm_networks_are_torchvisions(norm, peer):
+    with torch.device("meta"):
+        ours = vgg16(norm=norm, num_classes=7).eval()
+    ours.load_state_dict(peer.state_dict(), assign=True)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = peer(images)
@@ -28,10 +34,10 @@ def test_batch_norm_networks_are_torchvisions(norm, randomise):
 
 def test_without_a_norm_it_is_torchvisions_under_the_other_names(randomise):
     peer = randomise(torchvision.models.vgg16(num_classes=7))
-    ours = vgg16(norm="none", num_classes=7).eval()
-    pairs = zip(ours.parameters(), peer.parameters(), strict=True)
-    for parameter, theirs in pairs:
-        parameter.data.copy_(theirs)
+    with torch.device("meta"):
+        ours = vgg16(norm="none", num_classes=7).eval()
+    names = [name for name, _ in ours.named_parameters()]
+    ours.load_state_dict(dict(zip(names, peer.parameters(), strict=True)), assign=True)
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(ours(images), peer(images))
