@@ -6,6 +6,7 @@ import torch
 
 from videogn.cli import main
 from videogn.commands import info as info_command
+from videogn.engine.compute import A_GPU
 from videogn.errors import RunError
 from videogn.models.norm import NORMS
 
@@ -185,6 +186,7 @@ def pretend_gpu(monkeypatch, measured):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
     monkeypatch.setattr(info_command, "measure_step", measured)
+    monkeypatch.setattr(info_command.Machine, "of", staticmethod(lambda device: A_GPU))
 
 
 def test_measured_memory_stands_beside_the_predicted(capsys, monkeypatch, only_gn):
@@ -215,3 +217,13 @@ def test_a_measurement_out_of_memory_is_told_and_the_table_kept(capsys, monkeypa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_is_measured_on_a_gpu(capsys):
     assert "of the prediction" in info(capsys, "--memory", "train.clips_per_gpu=2")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_computed_again_needs_no_room(capsys, precision):
+    """The plan is of the form that a GPU would train in, its stem and its order in memory too."""
+    bytes_of = []
+    for recompute in ("none", "act", "act+conv_c", "block"):
+        words = [*SMALL, f"train.precision={precision}", f"compute.recompute={recompute}"]
+        bytes_of.append(json.loads(info(capsys, "--json", *words))["training_kept_bytes"])
+    assert bytes_of == sorted(set(bytes_of), reverse=True)

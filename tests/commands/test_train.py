@@ -407,3 +407,29 @@ def test_an_index_changes_no_bit_of_a_run_and_may_change_when_it_goes_on(tiny) -
     one, two = (tensors_of(RunFolder(out).last) for out in (plain, indexed))
     assert all(torch.equal(two[name], tensor) for name, tensor in one.items())
     assert main([*words, f"out={indexed}", "data.index=never"]) == 0
+
+
+@pytest.mark.slow
+def test_the_forms_of_a_gpu_train_what_the_plain_form_trains(tiny, monkeypatch) -> None:
+    """Kernels by Triton's interpreter; what a GPU has beyond that is tested there."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    sizes = ["train.iterations=1", "train.val_interval=1", "train.clips_per_gpu=2"]
+    forms = {
+        "plain": [],
+        "fused": [
+            "train.memory_format=channels_last_3d",
+            "compute.norms=fused",
+            "compute.convolutions=2d",
+            "compute.recompute=act+conv_c",
+        ],
+    }
+    losses = {}
+    for name, words in forms.items():
+        out = tiny.folder / name
+        assert main(["train", str(tiny.config), f"out={out}", *sizes, *words]) == 0
+        losses[name] = [entry["loss"] for entry in entries_of(out, "train", "val")]
+    assert losses["fused"] == pytest.approx(losses["plain"], rel=1e-4)
+    # Weights know nothing of it, and neither does a test on a machine without such kernels.
+    monkeypatch.delenv("TRITON_INTERPRET")
+    fused = tiny.folder / "fused"
+    assert main(["test", str(fused / "config.yaml"), "--checkpoint", str(fused)]) == 0

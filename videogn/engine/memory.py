@@ -212,6 +212,9 @@ def predict_memory(
         device: ``cuda`` or ``cpu``, whose autocast differ.
         execution: the form in which the network trains.
     """
+    if execution.convolutions == "mixed":
+        # They keep as much, and torch's 3D convolutions lose the order of channels on that device.
+        execution = replace(execution, convolutions="2d")
     network = execution.apply(meta_network(spec))
     return step_memory(
         network,

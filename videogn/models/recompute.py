@@ -7,13 +7,14 @@ under ``torch.utils.checkpoint``, so nothing of it is paid for twice but what is
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 
@@ -84,12 +85,23 @@ def recomputed_block(block: Callable[[Tensor], Tensor], module: nn.Module, x: Te
         block: what is computed, twice.
         module: whose batch norms are to see the clips once.
     """
+    # torch enters autocast again by itself, but not what stands for it on the meta device.
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            stack.enter_context(_statistics_left_alone(module))
+            yield
+
     out: Tensor = checkpoint(
         block,
         x,
         use_reentrant=False,
         preserve_rng_state=False,  # a block draws no random numbers
-        context_fn=lambda: (nullcontext(), _statistics_left_alone(module)),
+        context_fn=lambda: (nullcontext(), again()),
     )
     return out
 

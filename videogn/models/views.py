@@ -87,9 +87,11 @@ class StemConv3d(nn.Conv3d):
 
     def forward(self, video: Tensor) -> Tensor:
         """(N, C, T, H, W) in any order -> (N, O, T', H', W') with its channels last."""
-        if torch.is_autocast_enabled(video.device.type):
+        kind = video.device.type
+        # torch has no autocast for the meta device, and refuses to be asked.
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             # Before it is stacked: the fewest bytes are moved.
-            video = video.to(torch.get_autocast_dtype(video.device.type))
+            video = video.to(torch.get_autocast_dtype(kind))
         stacked = self._stacked(video)
         if video.requires_grad or torch.compiler.is_compiling():
             return self._convolved(video, stacked)
