@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built, initialised
 from compute_parts.scale import Bench
 from compute_parts.timing import Failure, attempt, free
+from videogn.engine.recipes import compiled
 from videogn.models.folding import fold_batch_norms
 
 
@@ -67,10 +68,14 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def measure_recipes(bench: Bench, view: tuple[int, int, int], compiled: bool) -> None:
+def measure_recipes(bench: Bench, view: tuple[int, int, int], with_compiler: bool) -> None:
     """Inference of one clip by each recipe, beside eager fp32 of the same norm."""
     halves = cpu_has_bf16() or bench.dry
-    recipes = [r for r in RECIPES if (compiled or not r.compiled) and (halves or r.dtype != HALF)]
+    recipes = [
+        recipe
+        for recipe in RECIPES
+        if (with_compiler or not recipe.compiled) and (halves or recipe.dtype != HALF)
+    ]
     for norm in ("bn", "gn"):
         sizes = "×".join(map(str, view))
         bench.page.title(f"Inference on the CPU, {norm.upper()}, one clip of {sizes}")
@@ -145,8 +150,8 @@ def recipe_network(network: nn.Module, clip: Tensor, recipe: Recipe) -> Any:
     ready = ready.to(dtype=recipe.dtype, memory_format=recipe.memory_format)  # type: ignore[call-overload]
     if not recipe.compiled:
         return ready
-    # As an option of this one: set for all, it would freeze what the others train.
-    return torch.compile(ready, options={"freezing": True})
+    measure = compiled(lambda inputs: (ready(inputs),))
+    return lambda inputs: measure(inputs)[0]
 
 
 def measure_cpu_training(bench: Bench, view: tuple[int, int, int], clips: int) -> None:
