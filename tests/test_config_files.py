@@ -233,6 +233,7 @@ SECTION_TYPES = {
     "ClipConfig": "clip",
     "TrainConfig": "train",
     "TestConfig": "test",
+    "ComputeConfig": "compute",
 }
 
 
@@ -282,7 +283,9 @@ def _assigned_sections(node: ast.Assign) -> dict[str, str]:
     targets, values = node.targets[0], node.value
     pairs = (
         zip(targets.elts, values.elts, strict=True)
-        if isinstance(targets, ast.Tuple) and isinstance(values, ast.Tuple)
+        if isinstance(targets, ast.Tuple)
+        and isinstance(values, ast.Tuple)
+        and not any(isinstance(target, ast.Starred) for target in targets.elts)
         else [(targets, values)]
     )
     sections = {section: section for section in SECTION_TYPES.values()} | {"recipe": "train"}
