@@ -285,7 +285,7 @@ def _assigned_sections(node: ast.Assign) -> dict[str, str]:
         zip(targets.elts, values.elts, strict=True)
         if isinstance(targets, ast.Tuple)
         and isinstance(values, ast.Tuple)
-        and not any(isinstance(target, ast.Starred) for target in targets.elts)
+        and not any(isinstance(part, ast.Starred) for part in (*targets.elts, *values.elts))
         else [(targets, values)]
     )
     sections = {section: section for section in SECTION_TYPES.values()} | {"recipe": "train"}
