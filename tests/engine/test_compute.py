@@ -5,6 +5,7 @@ import torch
 
 from videogn.commands.setup import spec_of as spec_of_config
 from videogn.config import ComputeConfig, ModelConfig
+from videogn.engine import compute
 from videogn.engine.compute import A_GPU, Machine, choose_execution, uses_graphs
 from videogn.errors import ConfigError
 from videogn.models.spec import NetworkSpec
@@ -127,3 +128,21 @@ def test_capturing_what_cannot_be_captured_is_refused(change) -> None:
     step = {"accumulation": 1, "compiled": False} | change
     with pytest.raises(ConfigError, match=r"train\.accumulation=1"):
         uses_graphs(config, execution, A_GPU, **step)
+
+
+def test_kernels_that_do_not_run_are_told_of_and_left(monkeypatch, caplog) -> None:
+    def broken(*_arguments: object, **_options: object) -> torch.Tensor:
+        raise RuntimeError("no C compiler\nand more")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compute, "group_norm", broken)
+    device = torch.device("cpu", 7)  # of which nothing is remembered
+    assert not Machine.of(device).kernels
+    assert "norms are computed by torch's own layers: no C compiler" in caplog.text
+    assert "and more" not in caplog.text
+
+
+def test_kernels_that_run_are_found(monkeypatch) -> None:
+    assert not Machine.of(torch.device("cpu")).kernels
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert Machine.of(torch.device("cpu")).kernels

@@ -29,14 +29,15 @@ from videogn.distributed import World, any_rank
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
 from videogn.engine.compute import Machine, choose_execution, uses_graphs
 from videogn.engine.graphs import replayed
-from videogn.engine.mixing import make_mixing
+from videogn.engine.memory import is_out_of_memory
+from videogn.engine.mixing import Mixing, make_mixing
 from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import update_statistics
 from videogn.engine.runs import RunFolder
-from videogn.engine.trainer import Run, ValidateNow, set_training, wrap_for_ranks
+from videogn.engine.trainer import Run, ValidateNow, input_dtype, set_training, wrap_for_ranks
 from videogn.engine.validation import Validation, autocast, validate
-from videogn.errors import ConfigError
+from videogn.errors import ConfigError, RunError
 from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, load_backbone
@@ -90,9 +91,11 @@ def build_run(
     if resume_from is not None:
         state = load_checkpoint(resume_from, trained, prepared.info)
     train = config.train
+    mixing = make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes)
+    trains = state.iteration < plan.iterations
     run = Run(
         trained=trained,
-        model=_callable(prepared, network, world, execution),
+        model=_callable(prepared, network, mixing, world, execution, trains=trains),
         info=prepared.info,
         plan=plan,
         recipe=train,
@@ -102,7 +105,7 @@ def build_run(
         report=report,
         memory_format=layout,
         name_of=lambda place: prepared.train_list.records[place].name,
-        mixing=make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes),
+        mixing=mixing,
         frozen=train.freeze,
         stop_asked=lambda: stop_request.made,
         stage=stage,
@@ -112,9 +115,19 @@ def build_run(
 
 
 def _callable(
-    prepared: Prepared, network: nn.Module, world: World, execution: Execution
+    prepared: Prepared,
+    network: nn.Module,
+    mixing: Mixing | None,
+    world: World,
+    execution: Execution,
+    *,
+    trains: bool,
 ) -> nn.Module:
-    """The network as the step calls it."""
+    """The network as the step calls it.
+
+    Args:
+        trains: whether there are steps left.
+    """
     config, model = prepared.config, network
     graphs = uses_graphs(
         config.compute,
@@ -123,15 +136,35 @@ def _callable(
         accumulation=prepared.plan.accumulation,
         compiled=config.train.compile,
     )
-    if graphs:
+    if graphs and trains:
         set_training(network, network, config.train.freeze)
         side = config.clip.crop_size
-        shape = (config.train.clips_per_gpu, 3, config.clip.num_frames, side, side)
-        clips = torch.zeros(shape, device=world.device)
+        clips = torch.zeros(
+            (config.train.clips_per_gpu, 3, config.clip.num_frames, side, side),
+            dtype=input_dtype(config.train, world.device, mixed=mixing is not None),
+            device=world.device,
+        )
         clips = clips.contiguous(memory_format=execution.memory_format)
-        model = replayed(network, clips, config.train.precision)
+        model = _captured(network, clips, config.train)
     model = wrap_for_ranks(model, world)
     return _compiled(model) if config.train.compile else model
+
+
+def _captured(network: nn.Module, clips: Tensor, train: TrainConfig) -> nn.Module:
+    try:
+        return replayed(network, clips, train.precision)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                f"train.clips_per_gpu={train.clips_per_gpu}: a training pass ran out of memory "
+                "while it was captured as CUDA graphs; set a smaller train.clips_per_gpu, "
+                "compute.recompute=act+conv_c or compute.graphs=off"
+            ) from error
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"a training pass cannot be captured as CUDA graphs here: {line}; set "
+            "compute.graphs=off"
+        ) from error
 
 
 def _compiled(model: nn.Module) -> nn.Module:

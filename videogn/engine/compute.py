@@ -1,5 +1,7 @@
 """Which form of a network is the fastest correct one on a device."""
 
+import functools
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +11,12 @@ from videogn.engine.memory import dtype_of
 from videogn.errors import ConfigError
 from videogn.models.cudnn import conv3d_fault
 from videogn.models.execution import Execution
-from videogn.models.kernels.norm import is_available
+from videogn.models.kernels.launch import is_available
+from videogn.models.kernels.norm import group_norm
 from videogn.models.norm import GROUP_NORMS
 from videogn.models.spec import NetworkSpec
+
+logger = logging.getLogger(__name__)
 
 VIDEO_FAMILIES = ("i3d", "zoo")
 FUSED_NORMS = ("bn", "gn", "ln", "in")
@@ -37,7 +42,25 @@ class Machine:
         """The machine of a device."""
         cuda = device.type == "cuda"
         version = torch.backends.cudnn.version() if cuda else None  # type: ignore[no-untyped-call]
-        return Machine(cuda, is_available(device), version)
+        return Machine(cuda, is_available(device) and _kernels_run(device), version)
+
+
+@functools.cache
+def _kernels_run(device: torch.device) -> bool:
+    """Whether the kernels run on a device and are right; tried once, for Triton needs a C compiler.
+
+    Where they should and do not, a warning says why.
+    """
+    x = torch.tensor([[-1.0, 1.0]], device=device)
+    try:
+        found = group_norm(x, torch.ones_like(x[0]), torch.zeros_like(x[0]), 1, relu=True)
+        if not torch.allclose(found, x.relu(), atol=1e-4):
+            raise RuntimeError("a kernel's result is wrong")
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning("norms are computed by torch's own layers: %s", reason)
+        return False
+    return True
 
 
 A_GPU = Machine(cuda=True, kernels=True, cudnn=None)

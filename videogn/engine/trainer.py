@@ -167,11 +167,16 @@ def _forward(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 def network_input(run: Run, clips: Tensor) -> Tensor:
     """(B, 3, T, H, W) uint8 clips as the network takes them in a step, but for mixing."""
-    dtype = torch.float32
-    if run.world.device.type == "cuda" and run.mixing is None:
-        # Rounded as autocast would, and never written in float32.
-        dtype = PRECISIONS.get(run.recipe.precision, dtype)
+    dtype = input_dtype(run.recipe, run.world.device, mixed=run.mixing is not None)
     return normalize(clips, run.info.mean, run.info.std, run.memory_format, dtype)
+
+
+def input_dtype(recipe: TrainConfig, device: torch.device, *, mixed: bool) -> torch.dtype:
+    """Of the clips that the network is called with."""
+    if device.type == "cuda" and not mixed:
+        # Rounded as autocast would, and never written in float32.
+        return PRECISIONS.get(recipe.precision, torch.float32)
+    return torch.float32
 
 
 def _no_exchange(model: nn.Module) -> "nullcontext[None]":
