@@ -67,7 +67,9 @@ def test_networks_of_stills_stay_as_they_are() -> None:
     [
         (CPU, "gn", {"norms": "fused"}, "need a CUDA device and Triton"),
         (A_GPU, "sync_bn", {"norms": "fused"}, "model.norm=sync_bn"),
-        (CPU, "gn", {"recompute": "act"}, "set compute.recompute=block"),
+        (CPU, "gn", {"recompute": "act"}, "set compute.recompute=none"),
+        (CPU, "gn", {"recompute": "block"}, "set compute.recompute=none"),
+        (A_GPU, "sync_bn", {"recompute": "block"}, "set compute.recompute=none"),
         (CPU, "gn", {"convolutions": "2d"}, "set train.memory_format=channels_last_3d"),
         (FAULTY, "gn", {"convolutions": "3d"}, "compute.convolutions=2d"),
     ],

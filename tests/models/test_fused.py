@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from videogn.engine.allocations import Allocations
+from videogn.errors import UserError
 from videogn.models import i3d
+from videogn.models.execution import Execution
 from videogn.models.fused import RECOMPUTE, FusedBlock, FusedGroupNorm, FusedMaxPool, fuse
 from videogn.models.kernels.launch import is_available
 from videogn.models.norm import is_norm
@@ -157,6 +159,14 @@ def test_networks_of_another_form_keep_it() -> None:
     names = list(network.state_dict())
     assert fuse(network) == 0
     assert list(network.state_dict()) == names
+
+
+def test_recomputing_where_nothing_is_recomputed_is_refused() -> None:
+    network = zoo_network("x3d_xs", norm="bn", num_classes=3)
+    with pytest.raises(UserError, match=r"compute\.recompute=block: .* set compute\.recompute=none"):
+        Execution(norms="fused", recompute="block").apply(network)
+    with pytest.raises(UserError, match=r"compute\.recompute=act"):
+        Execution(recompute="act").apply(tiny("gn"))
 
 
 def test_the_zoos_slow_network_is_fused_whole() -> None:

@@ -147,19 +147,19 @@ def _convolutions(compute: ComputeConfig, machine: Machine, precision: str, *, l
 
 
 def _check_recompute(recompute: str, norms: str, spec: NetworkSpec, compiled: bool) -> None:
-    if recompute in ("act", "act+conv_c") and norms != "fused":
+    if recompute != "none" and spec.family not in VIDEO_FAMILIES:
         raise ConfigError(
-            f"compute.recompute={recompute} is made for the fused norms, which are not used here; "
-            "set compute.recompute=block, or compute.norms=fused on a GPU"
+            f"compute.recompute={recompute} is for video networks, not model.arch={spec.arch}"
+        )
+    if recompute != "none" and norms != "fused":
+        raise ConfigError(
+            f"compute.recompute={recompute} is part of the fused blocks, which are not used here; "
+            "set compute.recompute=none, or compute.norms=fused on a GPU"
         )
     if recompute in ("act", "act+conv_c") and compiled:
         raise ConfigError(
             f"compute.recompute={recompute} and train.compile exclude each other: the compiler "
             "chooses by itself what to compute again; set one of them"
-        )
-    if recompute != "none" and spec.family not in VIDEO_FAMILIES:
-        raise ConfigError(
-            f"compute.recompute={recompute} is for video networks, not model.arch={spec.arch}"
         )
 
 

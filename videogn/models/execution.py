@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from videogn.errors import UserError
 from videogn.models.fused import fuse
 from videogn.models.views import use_views
 
@@ -45,9 +46,16 @@ class Execution:
 
         Args:
             device: where it is to compute; where it is already if None.
+
+        Raises:
+            UserError: nothing of the network can be computed again.
         """
-        if self.norms == "fused":
-            fuse(network, self.recompute)
+        blocks = fuse(network, self.recompute) if self.norms == "fused" else 0
+        if self.recompute != "none" and blocks == 0:
+            raise UserError(
+                f"compute.recompute={self.recompute}: the network has no residual blocks of three "
+                "convolutions with fused norms and ReLUs; set compute.recompute=none"
+            )
         if self.convolutions != "3d":
             use_views(network, STEM, steps=self.convolutions == "2d")
         return network.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
