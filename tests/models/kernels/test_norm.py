@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
 )
 
 from videogn.models.kernels import norm
-from videogn.models.kernels.norm import batch_norm, group_norm
+from videogn.models.kernels.norm import batch_norm, batch_norm_statistics, group_norm
 
 # Of the interpreter of Triton 3.6.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -301,6 +301,18 @@ def test_batch_norm_is_torchs_layer(
     torch.testing.assert_close(variances.double(), twin.running_var, rtol=1e-6, atol=1e-6)
 
 
+def test_the_stored_variance_of_channels_that_never_change_is_never_negative(
+    device: torch.device,
+) -> None:
+    x = torch.tensor([0.0, 3.0, 1e4], device=device).view(1, 3, 1, 1, 1).expand(2, 3, 2, 2, 2)
+    means, variances = torch.zeros(3, device=device), torch.ones(3, device=device)
+    for _ in range(2):
+        batch_norm_statistics(x, means, variances, 1.0, 1e-5)
+    assert torch.equal(means, x[0, :, 0, 0, 0])
+    assert bool((variances >= 0).all())
+    assert float(variances.max()) < 1e-9
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_results_are_the_same_bits_in_every_run(device: torch.device, residual: bool) -> None:
     case = Case((2, 12, 3, 9, 7), dtype=torch.bfloat16, residual=residual)
@@ -454,6 +466,8 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
         group_norm(x.double(), weight, bias, 3)
     with pytest.raises(ValueError, match="running_mean"):
         batch_norm(x, weight, bias, None, None, training=False)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        batch_norm_statistics(x[:1, :, :, :1, :1], bias.clone(), weight.clone(), 0.1, 1e-5)
 
 
 def test_a_second_derivative_is_refused(device: torch.device) -> None:

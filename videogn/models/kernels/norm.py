@@ -110,9 +110,7 @@ def batch_norm(
         mean = running_mean.float()[None]
         rstd = torch.rsqrt(running_var.float() + eps)[None]
         return _norm_act(x, mean, rstd, weight, bias, _like(residual, x), relu, True)
-    count = x.numel() // x.shape[1]
-    if count <= 1:
-        raise ValueError(f"training takes more than one value per channel, got {tuple(x.shape)}")
+    count = _values_per_channel(x)
     mean, rstd = _norm_stats(x.detach(), x.shape[1], True, eps)
     if running_mean is not None and running_var is not None:
         _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, count)
@@ -127,10 +125,22 @@ def group_norm_statistics(x: Tensor, num_groups: int, eps: float) -> tuple[Tenso
 def batch_norm_statistics(
     x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Those of every channel over the batch, (1, C), which move the running ones; no gradient."""
+    """Those of every channel over the batch, (1, C), which move the running ones; no gradient.
+
+    Raises:
+        ValueError: there is one value per channel.
+    """
+    count = _values_per_channel(x)
     mean, rstd = _norm_stats(x.detach(), x.shape[1], True, eps)
-    _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, x.numel() // x.shape[1])
+    _update(running_mean, running_var, mean[0], rstd[0], momentum, eps, count)
     return mean, rstd
+
+
+def _values_per_channel(x: Tensor) -> int:
+    count = x.numel() // x.shape[1]
+    if count <= 1:
+        raise ValueError(f"training takes more than one value per channel, got {tuple(x.shape)}")
+    return count
 
 
 def stored_statistics(
@@ -165,7 +175,8 @@ def _update(
     eps: float,
     count: int,
 ) -> None:
-    unbiased = (rstd.pow(-2) - eps).mul_(count / (count - 1))
+    # Of a channel that never changes rounding would leave a variance just below 0.
+    unbiased = (rstd.pow(-2) - eps).clamp_(min=0).mul_(count / (count - 1))
     running_mean.lerp_(mean.to(running_mean.dtype), momentum)
     running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
