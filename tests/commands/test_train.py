@@ -15,7 +15,7 @@ from torch import Tensor
 from videogn.cli import main
 from videogn.commands import run_parts
 from videogn.commands import train as train_command
-from videogn.engine import trainer
+from videogn.engine import memory, trainer
 from videogn.engine.runs import RunFolder, read_log
 from videogn.models.weights import read_info, read_weights
 from videogn.stopping import EXIT_CODE
@@ -455,3 +455,15 @@ def test_a_pass_that_cannot_be_captured_says_what_to_set(
     message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
     assert all(word in message for word in words)
     assert message.count("\n") == 1
+
+
+def test_memory_is_asked_for_before_a_pass_is_captured(tiny, capsys, monkeypatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("captured without room for it")
+
+    monkeypatch.setattr(run_parts, "uses_graphs", lambda *_, **__: True)
+    monkeypatch.setattr(run_parts, "replayed", never)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
+    assert "train.clips_per_gpu=4 needs about" in message
+    assert "not one clip fits" in message

@@ -185,6 +185,8 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     # The first rank looks before it writes, and all take what it has found.
     newest = folder.checkpoints.newest_sound(report) if world.is_main else None
     resume_from = from_first_rank(newest)
+    # Before a pass is captured, which would run out of memory and know less of the remedy.
+    memory = _memory_plan(prepared, world)
     run, state = build_run(prepared, world, resume_from, report, watch.stage)
     if world.is_main:
         claim(folder, prepared.config, _lists(prepared))
@@ -195,7 +197,6 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     if state.iteration == prepared.plan.iterations == state.settled:
         report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
         return 0
-    memory = _memory_plan(prepared, world)
     seconds = rehearse(run, prepared.config.clip, memory)
     report(memory.line())
     report(prepared.plan.ends_line(seconds, datetime.now().astimezone(), done=state.iteration))
