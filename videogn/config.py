@@ -285,7 +285,7 @@ class TestConfig:
     float32 on a GPU too; ``tf32`` is what torch computes there by itself."""
     recipe: Literal["auto", "eager", "views", "compiled"] = "auto"
     """How a CPU computes (docs/testing.md). ``views``: 3D convolutions as 2D ones; ``compiled``:
-    these compiled; ``auto``: compiled where views have one size and the test is long enough, else
+    by torch.compile; ``auto``: compiled where views have one size and the test is long enough, else
     views. GPUs take ``auto`` or ``eager``."""
     views_per_pass: PositiveInt | None = None
     """Views of one video in a forward pass; as many as fit the memory where not given."""

@@ -96,6 +96,10 @@ def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(cpu_has_bf16(), bool)
 
 
+def test_tf32_is_fp32_on_a_cpu() -> None:
+    assert chosen("views", "tf32").notes == ()
+
+
 def test_gpus_have_no_recipes() -> None:
     gpu = torch.device("cuda")
     assert choose_recipe("auto", "bf16", gpu, view=VIEW, num_views=LONG).recipe == "eager"

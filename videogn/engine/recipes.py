@@ -49,7 +49,7 @@ def choose_recipe(
 
     Args:
         wanted: auto, eager, views or compiled.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
         view: (T, H, W) of all views; None where sizes differ.
         num_views: of the whole list, whatever is scored already.
 
@@ -95,7 +95,8 @@ def compiler_fault() -> str | None:
 
 
 def _precision_notes(precision: str) -> tuple[str, ...]:
-    if precision == "fp32" or (precision == "bf16" and cpu_has_bf16()):
+    # A CPU computes tf32 as fp32.
+    if precision in ("fp32", "tf32") or (precision == "bf16" and cpu_has_bf16()):
         return ()
     return (
         f"note: this CPU has no instructions for {precision}, which is slower than fp32 on it; "
