@@ -163,7 +163,7 @@ def test_networks_of_another_form_keep_it() -> None:
 
 def test_recomputing_where_nothing_is_recomputed_is_refused() -> None:
     network = zoo_network("x3d_xs", norm="bn", num_classes=3)
-    with pytest.raises(UserError, match=r"compute\.recompute=block: .* set compute\.recompute=none"):
+    with pytest.raises(UserError, match=r"=block: .* set compute\.recompute=none"):
         Execution(norms="fused", recompute="block").apply(network)
     with pytest.raises(UserError, match=r"compute\.recompute=act"):
         Execution(recompute="act").apply(tiny("gn"))
