@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from videogn.models.kernels import norm
+from videogn.models.kernels import norm, tiling
 from videogn.models.kernels.norm import batch_norm, batch_norm_statistics, group_norm
 
 # Of the interpreter of Triton 3.6.
@@ -220,12 +221,12 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
             "_STATS_PROGRAMS": 12,
             "_SUMS_PROGRAMS": 12,
             "_MAP_PROGRAMS": 4,
-            "_MERGE_BLOCK": 8,
-            "_MERGE_SPLITS": 2,
         }.items():
-            monkeypatch.setattr(norm, name, value)
+            monkeypatch.setattr(tiling, name, value)
+        monkeypatch.setattr(norm, "_MERGE_BLOCK", 8)
+        monkeypatch.setattr(norm, "_MERGE_SPLITS", 2)
         # The module's plans are left as they are.
-        monkeypatch.setattr(norm, "_plan", norm._plan.__wrapped__)
+        monkeypatch.setattr(tiling, "plan", tiling.plan.__wrapped__)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -237,7 +238,7 @@ def test_group_norm_of_many_tiles_holds_at_large_means(
     case = Case((1, 4, 3, 13, 11), 2, mean=mean, channels_last=channels_last)
     check(case, device)
     if device.type == "cpu":
-        assert norm._plan(1, 4, 429, channels_last, False, 4).sums.splits > 1
+        assert tiling.plan(1, 4, 429, channels_last, False, 4).sums.splits > 1
 
 
 def test_the_mean_and_the_spread_hold_at_large_means(device: torch.device) -> None:
@@ -382,9 +383,9 @@ def test_autocast_keeps_the_dtype_of_x(device: torch.device) -> None:
 def test_operators_keep_torchs_rules(device: torch.device, residual: bool, relu: bool) -> None:
     layer = draw(Case((1, 4, 1, 2, 3), 2, residual=residual), device)
     mean, rstd = norm._norm_stats(layer.x.detach(), 2, False, 1e-5)
-    torch.library.opcheck(norm._norm_stats, (layer.x.detach(), 2, False, 1e-5))
+    opcheck(norm._norm_stats, (layer.x.detach(), 2, False, 1e-5))
     arguments = (layer.x, mean, rstd, layer.weight, layer.bias, layer.residual, relu, False)
-    torch.library.opcheck(norm._norm_act, arguments)
+    opcheck(norm._norm_act, arguments)
 
 
 @pytest.mark.parametrize("relu", [True, False])

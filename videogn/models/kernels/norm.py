@@ -15,19 +15,19 @@ Kept for the backward pass are x, mean and rstd, and y where ReLU follows a resi
 a residual, where ReLU let through is computed again from x.
 """
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library, register_fake
 
 from videogn.models.kernels.launch import is_available, kernels_for, on_device
+from videogn.models.kernels.tiling import dense, plan_of
 
 __all__ = ["batch_norm", "group_norm", "is_available"]
 
-_LIBRARY = torch.library.Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY = Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _SCHEMAS = (
     "norm_stats(Tensor x, int num_groups, bool over_batch, float eps) -> (Tensor, Tensor)",
     "norm_act(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual,"
@@ -39,16 +39,6 @@ _SCHEMAS = (
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _WARPS = 4
-_TILE_BYTES = 4096
-"""Of one tensor: 32 bytes a thread, two of the widest loads."""
-_STATS_TILE_BYTES = 2048
-"""Statistics are the quicker for more programs of fewer registers."""
-_STATS_PROGRAMS = 1024
-_SUMS_PROGRAMS = 640
-_MAP_PROGRAMS = 8192
-"""About as many programs: for those that reduce, as many as run at once and few to be merged."""
-_STATS_TILES, _SUMS_TILES = 4, 2
-"""Tiles that a program loads before it uses the first."""
 _MERGE_BLOCK = 1024
 _MERGE_SPLITS = 128
 _MERGE_CHANNELS = 8
@@ -199,138 +189,12 @@ def _like(residual: Tensor | None, x: Tensor) -> Tensor | None:
     return residual if residual is None or residual.dtype == x.dtype else residual.to(x.dtype)
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """How a kernel cuts a tensor up: tiles, units of places, and splits of a sample.
-
-    A split is one unit of a kernel that maps. Of one that reduces it is every ``splits``-th unit:
-    programs that run side by side then read what lies side by side.
-    """
-
-    block_r: int
-    block_c: int
-    channel_blocks: int
-    unit: int
-    splits: int
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a tensor is cut up: a function of its shape alone, so results are the same.
-
-    ``samples`` is 1 where the batch's statistics let samples be one run of rows.
-    """
-
-    samples: int
-    channels: int
-    places: int
-    strides: tuple[int, int, int]
-    stats: _Cut
-    sums: _Cut
-    maps: _Cut
-
-    def programs(self, cut: _Cut) -> int:
-        """Programs of a kernel."""
-        return self.samples * cut.splits * cut.channel_blocks
-
-
-@functools.lru_cache(maxsize=4096)
-def _plan(
-    samples: int, channels: int, places: int, channels_last: bool, over_batch: bool, itemsize: int
-) -> _Plan:
-    if channels_last and over_batch:
-        samples, places = 1, samples * places
-    strides = (places * channels, channels, 1)
-    if not channels_last:
-        strides = (channels * places, 1, places)
-    small = _block(channels, places, channels_last, _STATS_TILE_BYTES // itemsize)
-    large = _block(channels, places, channels_last, _TILE_BYTES // itemsize)
-    blocks = -(-channels // large[1])
-    in_all = -(-places // large[0]) * samples * blocks
-    per_map = 4 * max(1, in_all // (4 * _MAP_PROGRAMS)) * large[0]
-    return _Plan(
-        samples,
-        channels,
-        places,
-        strides,
-        # The last, smaller unit of statistics belongs to one of the others.
-        stats=_strided(samples, channels, small, _STATS_TILES, _STATS_PROGRAMS, places, whole=True),
-        sums=_strided(samples, channels, large, _SUMS_TILES, _SUMS_PROGRAMS, places, whole=False),
-        maps=_Cut(*large, blocks, per_map, -(-places // per_map)),
-    )
-
-
-def _block(channels: int, places: int, channels_last: bool, size: int) -> tuple[int, int]:
-    """Places and channels of a tile of ``size`` values, the longer along memory."""
-    if channels_last:
-        block_c = min(_power_of_2(channels), 128)
-        return min(_power_of_2(places), size // block_c), block_c
-    block_r = min(_power_of_2(places), size)
-    return block_r, min(_power_of_2(channels), size // block_r)
-
-
-def _strided(
-    samples: int,
-    channels: int,
-    block: tuple[int, int],
-    tiles: int,
-    programs: int,
-    places: int,
-    *,
-    whole: bool,
-) -> _Cut:
-    """The cut of a kernel that reduces: units are dealt out evenly to about ``programs``."""
-    unit = tiles * block[0]
-    units = max(1, places // unit if whole else -(-places // unit))
-    blocks = -(-channels // block[1])
-    most = max(1, programs // (samples * blocks))
-    each = -(-units // most)
-    return _Cut(*block, blocks, unit, -(-units // each))
-
-
-def _power_of_2(number: int) -> int:
-    """The smallest power of 2 that is not below a number from 1."""
-    return 1 << (number - 1).bit_length()
-
-
-def _format(x: Tensor) -> torch.memory_format | None:
-    """The memory format that x is in of those the kernels read; None where it is in neither."""
-    last = _channels_last(x.ndim)
-    if last is None:
-        return torch.contiguous_format if x.is_contiguous() else None
-    # One place per sample is both; channels are then to be the axis with a stride of 1.
-    if x.is_contiguous(memory_format=last) and (not x.is_contiguous() or x.shape[1] > 1):
-        return last
-    return torch.contiguous_format if x.is_contiguous() else None
-
-
-def _channels_last(ndim: int) -> torch.memory_format | None:
-    return {4: torch.channels_last, 5: torch.channels_last_3d}.get(ndim)
-
-
-def _dense(x: Tensor) -> tuple[Tensor, torch.memory_format]:
-    """X in one of the two formats, a copy if need be, and which."""
-    found = _format(x)
-    if found is not None:
-        return x, found
-    last = _channels_last(x.ndim)
-    wanted = last if last is not None and x.stride(1) == 1 else torch.contiguous_format
-    return x.contiguous(memory_format=wanted), wanted
-
-
-def _plan_of(x: Tensor, memory_format: torch.memory_format, over_batch: bool) -> _Plan:
-    samples, channels = x.shape[:2]
-    last = memory_format != torch.contiguous_format
-    places = x.numel() // (samples * channels)
-    return _plan(samples, channels, places, last, over_batch, x.element_size())
-
-
 def _stats(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Tensor, Tensor]:
     mean, rstd = _stats_fake(x, num_groups, over_batch, eps)
     if x.numel() == 0:
         return mean.fill_(torch.nan), rstd.fill_(torch.nan)
-    x, memory_format = _dense(x)
-    plan = _plan_of(x, memory_format, over_batch)
+    x, memory_format = dense(x)
+    plan = plan_of(x, memory_format, over_batch)
     kernels = kernels_for("norm_triton", x.device)
     per_group = plan.channels // num_groups
     stride_n, _, stride_c = plan.strides
@@ -345,13 +209,7 @@ def _stats(x: Tensor, num_groups: int, over_batch: bool, eps: float) -> tuple[Te
             x,
             partial[0],
             partial[1],
-            plan.channels,
-            plan.places,
-            per_group,
-            cut.splits,
-            cut.unit,
-            cut.channel_blocks,
-            *plan.strides,
+            *plan.arguments(cut, num_groups),
             shift_stride,
             BLOCK_R=cut.block_r,
             BLOCK_C=cut.block_c,
@@ -395,12 +253,12 @@ def _act(
     relu: bool,
     fixed: bool,
 ) -> Tensor:
-    x, memory_format = _dense(x)
+    x, memory_format = dense(x)
     y = torch.empty_like(x)
     if x.numel() == 0:
         return y
     over_batch = _is_over_batch(x, mean)
-    plan = _plan_of(x, memory_format, over_batch)
+    plan = plan_of(x, memory_format, over_batch)
     cut = plan.maps
     kernels = kernels_for("norm_triton", x.device)
     if residual is not None:
@@ -414,13 +272,7 @@ def _act(
             bias,
             x if residual is None else residual,
             y,
-            plan.channels,
-            plan.places,
-            plan.channels // mean.shape[1],
-            cut.splits,
-            cut.unit,
-            cut.channel_blocks,
-            *plan.strides,
+            *plan.arguments(cut, mean.shape[1]),
             0 if over_batch else mean.shape[1],
             HAS_RESIDUAL=residual is not None,
             RELU=relu,
@@ -432,7 +284,7 @@ def _act(
 
 
 def _act_fake(x: Tensor, *_rest: Any) -> Tensor:
-    return torch.empty_like(_dense(x)[0])
+    return torch.empty_like(dense(x)[0])
 
 
 def _is_over_batch(x: Tensor, mean: Tensor) -> bool:
@@ -453,7 +305,7 @@ def _act_backward(
     residual_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and, if asked for and not ``grad`` itself, the residual."""
-    x, memory_format = _dense(x)
+    x, memory_format = dense(x)
     grad_x = torch.empty_like(x)
     grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
     writes = residual_grad and relu
@@ -462,7 +314,7 @@ def _act_backward(
         return grad_x, grad_weight.zero_(), grad_bias.zero_(), masked
     grad = grad.contiguous(memory_format=memory_format)
     over_batch = _is_over_batch(x, mean)
-    plan = _plan_of(x, memory_format, over_batch)
+    plan = plan_of(x, memory_format, over_batch)
     kernels = kernels_for("norm_triton", x.device)
     num_groups = mean.shape[1]
     per_group = plan.channels // num_groups
@@ -486,13 +338,7 @@ def _act_backward(
             bias,
             partial[0],
             partial[1],
-            plan.channels,
-            plan.places,
-            per_group,
-            cut.splits,
-            cut.unit,
-            cut.channel_blocks,
-            *plan.strides,
+            *plan.arguments(cut, num_groups),
             stat_stride,
             MASK=mask,
             WRITE_MASKED=writes,
@@ -531,13 +377,7 @@ def _act_backward(
             means[0],
             means[1],
             grad_x,
-            plan.channels,
-            plan.places,
-            per_group,
-            plan.maps.splits,
-            plan.maps.unit,
-            plan.maps.channel_blocks,
-            *plan.strides,
+            *plan.arguments(plan.maps, num_groups),
             stat_stride,
             MASK=0 if writes else mask,
             FIXED=fixed,
@@ -560,7 +400,7 @@ def _act_backward_fake(
     fixed: bool,
     residual_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    like = _dense(x)[0]
+    like = dense(x)[0]
     masked = torch.empty_like(like) if residual_grad and relu else x.new_empty(0)
     return torch.empty_like(like), torch.empty_like(weight), torch.empty_like(bias), masked
 
@@ -568,7 +408,7 @@ def _act_backward_fake(
 class _Act(torch.autograd.Function):
     """``norm_act`` with its gradients.
 
-    Put into the dispatcher by hand: ``torch.library.register_autograd`` would do the same for
+    Put into the dispatcher by hand: torch's own ``register_autograd`` would do the same for
     twice the time of a call.
     """
 
@@ -613,7 +453,7 @@ for _schema, _run, _fake in zip(_SCHEMAS, _RUNS, _FAKES, strict=True):
     _name = _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _run, "CUDA")  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
+    register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
 _LIBRARY.impl("norm_act", _act_autograd, "Autograd")  # type: ignore[no-untyped-call]
 
 _norm_stats: Callable[..., tuple[Tensor, Tensor]] = torch.ops.videogn.norm_stats.default
