@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driving import drive
+from driving import drive, forked
 from tiny_run import tiny_setup
 
 from videogn.cli import main
@@ -77,6 +77,17 @@ def test_any_number_of_ranks_gives_the_bytes_of_one(whole, ranks: int) -> None:
     assert many[0].pop("world_size") == ranks
     assert one[0].pop("world_size") == 1
     assert one == many
+
+
+def test_torchruns_ranks_give_the_bytes_of_one(whole, lists: Lists, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--standalone", "--nproc-per-node=2", "-m", "videogn", *lists.words, f"out={out}"]
+    launcher = "from torch.distributed.run import main; main()"
+    with forked(launcher, tmp_path, *words, environment={"OMP_NUM_THREADS": "1"}) as torchrun:
+        assert torchrun.ended(240) == 0, torchrun.stderr.read_text()
+    one, two = contents(whole(1)), contents(tmp_path / "out_test")
+    assert (one[0].pop("world_size"), two[0].pop("world_size")) == (1, 2)
+    assert one == two
 
 
 def test_videos_that_failed_are_those_of_the_list(whole, lists: Lists) -> None:

@@ -1,6 +1,8 @@
 """launch/slurm.sh on a real Slurm of two nodes: ranks, exit codes, preemption, going on."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import Cluster, missing_programs, start, stop
 
+from videogn.cli import main
 from videogn.engine.runs import read_log
 
 REPOSITORY = Path(__file__).parents[2]
@@ -64,6 +67,27 @@ def test_two_nodes_train_as_one_job(cluster: Cluster, tiny) -> None:
     assert state == "COMPLETED", output.read_text()
     assert "2 clips per GPU x 2 GPUs" in output.read_text()
     assert [e["iteration"] for e in read_log(run / "log.jsonl") if e["kind"] == "val"] == [3, 6]
+
+
+def test_two_nodes_test_as_one_process(cluster: Cluster, tiny) -> None:
+    run, output = tiny.folder / "run", tiny.folder / "output"
+    assert main(["train", str(tiny.config), f"out={run}", "train.iterations=1"]) == 0
+    # Outside of the run's folder, where a test would be the run's own.
+    weights = shutil.copy(run / "checkpoints" / "last.safetensors", tiny.folder / "w.safetensors")
+    words = ["test", str(tiny.config), "--checkpoint", str(weights), "test.views_per_pass=1"]
+    assert main([*words, f"out={tiny.folder / 'alone'}"]) == 0
+    line = shlex.join(["srun", "videogn", *words, f"out={tiny.folder / 'together'}"])
+    job = cluster.submit("-N2", "--ntasks-per-node=1", f"--output={output}", f"--wrap={line}")
+    state = cluster.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), timeout=180)
+    assert state == "COMPLETED", output.read_text()
+    outs = [tiny.folder / f"{name}_test" for name in ("alone", "together")]
+    results = [json.loads((out / "results.json").read_text()) for out in outs]
+    assert [one.pop("world_size") for one in results] == [1, 2]
+    for one in results:
+        one["config"].pop("out")
+    assert results[0] == results[1]
+    scores = [(out / "scores.npz").read_bytes() for out in outs]
+    assert scores[0] == scores[1]
 
 
 def test_what_both_ranks_find_is_said_once_and_the_code_kept(cluster: Cluster, tiny) -> None:
