@@ -305,3 +305,17 @@ def test_choices_are_the_tables_of_the_models() -> None:
     assert get_args(hints["layout"]) == tuple(LAYOUTS)
     still = {a for a, own in ARCHITECTURES.items() if own.family in ("resnet2d", "vgg2d")}
     assert set(STILL_ARCHS) == still
+
+
+@pytest.mark.parametrize(
+    ("word", "other"),
+    [("train.iterations=9", "train.epochs"), ("train.val_interval=9", "train.val_epochs")],
+)
+def test_a_word_that_another_setting_overrules_is_refused(tmp_path, word, other) -> None:
+    path = tmp_path / "epochs.yaml"
+    path.write_text("train: {epochs: 100, val_epochs: 1, iterations: 50, warmup_iterations: 60}")
+    assert f"set {other}=null to go by {word.partition('=')[0]}" in message_of(path, word)
+    words = [word, f"{other}=null", "train.warmup_iterations=0"]
+    assert load_config(path, words).config.train.epochs == (
+        None if other == "train.epochs" else 100
+    )

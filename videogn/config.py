@@ -185,6 +185,9 @@ class TrainConfig:
     accumulation."""
     base_batch: PositiveInt = 64
     iterations: PositiveInt = 400_000
+    epochs: PositiveFloat | None = None
+    """Where given, the iterations are those of so many epochs, each of as many batches as hold
+    every video once; they then follow the batch (paper, section 4.1)."""
     warmup_iterations: NonNegativeInt = 0
     """Iterations of linear warm-up from a tenth of the learning rate."""
     schedule: Literal["step", "cosine"] = "step"
@@ -227,6 +230,8 @@ class TrainConfig:
     """Iterations between progress lines."""
     val_interval: PositiveInt = 20_000
     """Iterations between validations; the last iteration always validates."""
+    val_epochs: PositiveFloat | None = None
+    """Where given, epochs between validations, in place of ``val_interval``."""
     checkpoint_interval: PositiveInt = 10_000
     """Iterations between checkpoints; validations and the last iteration always save one."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3

@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
         tree["out"] = f"runs/{path.stem}"
     config = _validate(tree, faults)
     if config is not None:
-        faults += _inconsistencies(config)
+        faults += [*_inconsistencies(config), *_overruled(config, assigned)]
     if faults or config is None:
         raise ConfigError(_fault_message(str(path), faults))
     return LoadedConfig(config, frozenset([*_leaf_keys(own), *assigned]))
@@ -229,7 +229,7 @@ def _inconsistencies(config: Config) -> list[str]:
             f"clip.crop_size ({clip.crop_size}) is above clip.short_side_min "
             f"({clip.short_side_min}); a crop must lie inside the frame"
         )
-    if train.warmup_iterations >= train.iterations:
+    if train.epochs is None and train.warmup_iterations >= train.iterations:
         faults.append(
             f"train.warmup_iterations ({train.warmup_iterations}) must be below train.iterations "
             f"({train.iterations})"
@@ -253,6 +253,20 @@ def _inconsistencies(config: Config) -> list[str]:
     if (config.data.mean is None) != (config.data.std is None):
         faults.append("data.mean and data.std belong together: set both or neither")
     return faults
+
+
+def _overruled(config: Config, assigned: Mapping[str, Any]) -> Iterator[str]:
+    """Words of the command line that another setting would make do nothing."""
+    train = config.train
+    for word, other, value in (
+        ("train.iterations", "train.epochs", train.epochs),
+        ("train.val_interval", "train.val_epochs", train.val_epochs),
+    ):
+        if word in assigned and value is not None:
+            yield (
+                f"{word}={assigned[word]}: {other}={value:g} decides it; set {other}=null to go by "
+                f"{word}"
+            )
 
 
 def _fault_message(source: str, faults: Sequence[str]) -> str:

@@ -89,8 +89,8 @@ def test_cosine_goes_from_the_rate_to_zero_after_its_warm_up() -> None:
 
 
 def test_a_recipe_names_its_schedule() -> None:
-    assert isinstance(make_schedule(TrainConfig(schedule="cosine"), 0.1), CosineSchedule)
-    assert make_schedule(TrainConfig(), 0.1).at(400_000) == pytest.approx(0.001)
+    assert isinstance(make_schedule(TrainConfig(schedule="cosine"), 0.1, 10), CosineSchedule)
+    assert make_schedule(TrainConfig(), 0.1, 400_000).at(400_000) == pytest.approx(0.001)
 
 
 DEVICES = [

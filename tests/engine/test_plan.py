@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from videogn.config import TrainConfig
 from videogn.engine.optim import StepSchedule
 from videogn.engine.plan import TrainPlan, duration, make_plan
+from videogn.errors import ConfigError
 
 KINETICS = 234_643
 
@@ -51,6 +52,37 @@ def test_accumulation_is_written_out_and_scales_the_rate() -> None:
         "lr          0.01 x 128/64 = 0.02, x 0.1 at 150,000, 300,000",
     ]
     assert plan.epochs == pytest.approx(2 * 109.1, rel=1e-3)
+
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize(("images", "iterations"), [(32, 500_500), (16, 1_001_000), (2, 8_007_300)])
+def test_epochs_follow_the_batch_as_in_the_paper(images, iterations) -> None:
+    # 100 epochs of 8 GPUs; 5,005 iterations an epoch at 32 images each.
+    train = TrainConfig(clips_per_gpu=images, base_lr=0.1, base_batch=256, epochs=100, val_epochs=1)
+    plan = make_plan(
+        replace(train, lr_milestones=(0.3, 0.6, 0.9)), num_videos=IMAGENET, world_size=8
+    )
+    assert plan.iterations == iterations
+    assert plan.val_interval * 100 == iterations
+    assert isinstance(plan.schedule, StepSchedule)
+    assert plan.schedule.milestones == tuple(iterations * tenths // 10 for tenths in (3, 6, 9))
+    assert plan.schedule.learning_rate == pytest.approx(0.1 * images / 32)
+    assert "note" not in text_of(plan)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.01, 50))
+def test_validations_of_epochs_end_with_the_last_iteration(videos, clips, epochs) -> None:
+    train = TrainConfig(clips_per_gpu=clips, epochs=epochs, val_epochs=epochs)
+    plan = make_plan(train, num_videos=videos, world_size=1)
+    assert plan.val_interval == plan.iterations >= 1
+
+
+def test_warm_up_longer_than_the_epochs_is_refused() -> None:
+    train = TrainConfig(clips_per_gpu=10, epochs=2, warmup_iterations=20)
+    with pytest.raises(ConfigError, match=r"below the 20 iterations of train\.epochs=2"):
+        make_plan(train, num_videos=100, world_size=1)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     plan = make_plan(
         config.train, num_videos=num_videos, world_size=world_size, norm=info.spec.norm
     )
+    _check_distance(folder, config, plan)
     check_network(info.spec, config.clip)
     with torch.device("meta"):
         freeze(build_model(config.model, config.seed), config.train.freeze)
@@ -138,17 +139,12 @@ def _keep_batch(config: Config, world_size: int) -> Config:
     """The config with as many clips per iteration as the run had that it goes on with.
 
     Raises:
-        RunError: the GPUs cannot share them, or the run has come further than it is to go.
+        RunError: the GPUs cannot share them.
     """
     folder = RunFolder(Path(config.out))
     state = folder.checkpoints.peek()
     if state is None or config.resume == "never":
         return config
-    if config.train.iterations < state.iteration:
-        raise RunError(
-            f"{folder.path}: has {state.iteration:,} iterations already and "
-            f"train.iterations={config.train.iterations}; choose another out=, or more iterations"
-        )
     try:
         clips, times = share_batch(
             state.global_batch,
@@ -159,6 +155,23 @@ def _keep_batch(config: Config, world_size: int) -> Config:
     except RunError as error:
         raise RunError(f"{folder.path}: {error}") from error
     return replace(config, train=replace(config.train, clips_per_gpu=clips, accumulation=times))
+
+
+def _check_distance(folder: RunFolder, config: Config, plan: TrainPlan) -> None:
+    """Refuse a run that has come further than it is to go.
+
+    Raises:
+        RunError: naming both iterations.
+    """
+    state = folder.checkpoints.peek()
+    if state is None or config.resume == "never" or state.iteration <= plan.iterations:
+        return
+    epochs = config.train.epochs
+    asked = f"train.iterations={plan.iterations}" if epochs is None else f"train.epochs={epochs:g}"
+    raise RunError(
+        f"{folder.path}: has {state.iteration:,} iterations already and {asked} asks for "
+        f"{plan.iterations:,}; choose another out=, or more iterations"
+    )
 
 
 def _lists(prepared: Prepared) -> dict[str, Sequence[VideoRecord]]:

@@ -69,13 +69,13 @@ def _warmup(iteration: int, warmup_iterations: int) -> float:
 Schedule = StepSchedule | CosineSchedule
 
 
-def make_schedule(train: TrainConfig, learning_rate: float) -> Schedule:
+def make_schedule(train: TrainConfig, learning_rate: float, iterations: int) -> Schedule:
     """The schedule of a recipe whose learning rate has been scaled to ``learning_rate``."""
     if train.schedule == "cosine":
-        return CosineSchedule(learning_rate, train.iterations, train.warmup_iterations)
+        return CosineSchedule(learning_rate, iterations, train.warmup_iterations)
     return StepSchedule(
         learning_rate=learning_rate,
-        milestones=milestone_iterations(train.iterations, train.lr_milestones),
+        milestones=milestone_iterations(iterations, train.lr_milestones),
         gamma=train.lr_gamma,
         warmup_iterations=train.warmup_iterations,
     )

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from videogn.config import TrainConfig
 from videogn.engine.optim import Schedule, StepSchedule, make_schedule, scale_learning_rate
+from videogn.errors import ConfigError
 
 BATCH_TOLERANCE = 1.5
 """Epochs that differ by more than this factor from the recipe's are worth a warning."""
@@ -26,20 +27,24 @@ class TrainPlan:
         num_videos: length of the training list.
         world_size: processes, one per GPU.
         iterations: updates of the weights.
+        val_interval: iterations between validations.
         schedule: the learning rate of every iteration.
         accumulation: batches of a GPU whose gradients are added up to one update.
         norm: of the network, where the plan is to speak of it.
+        keeps_epochs: whether the iterations follow the batch.
     """
 
     num_videos: int
     clips_per_gpu: int
     world_size: int
     iterations: int
+    val_interval: int
     schedule: Schedule
     base_lr: float
     base_batch: int
     accumulation: int = 1
     norm: str | None = None
+    keeps_epochs: bool = False
 
     @property
     def global_batch(self) -> int:
@@ -155,7 +160,7 @@ class TrainPlan:
 
     def _notes(self) -> Iterator[str]:
         ratio = self.base_batch / self.global_batch
-        if max(ratio, 1 / ratio) > BATCH_TOLERANCE:
+        if not self.keeps_epochs and max(ratio, 1 / ratio) > BATCH_TOLERANCE:
             yield (
                 f"note        at the base batch of {self.base_batch} these iterations would be "
                 f"{self.base_epochs:.1f} epochs; train.iterations={round(self.iterations * ratio)} "
@@ -186,19 +191,38 @@ def make_plan(
 
     Args:
         norm: of the network.
+
+    Raises:
+        ConfigError: warm-up would not end.
     """
     global_batch = train.clips_per_gpu * world_size * train.accumulation
+    per_epoch = math.ceil(num_videos / global_batch)
+    iterations, val_interval = train.iterations, train.val_interval
+    if train.epochs is not None:
+        iterations = max(1, round(train.epochs * per_epoch))
+    if train.val_epochs is not None:
+        val_interval = max(1, round(train.val_epochs * per_epoch))
+    if train.warmup_iterations >= iterations:
+        raise ConfigError(
+            f"train.warmup_iterations ({train.warmup_iterations}) must be below the "
+            f"{iterations:,} iterations of train.epochs={train.epochs:g}"
+            if train.epochs is not None
+            else f"train.warmup_iterations ({train.warmup_iterations}) must be below "
+            f"train.iterations ({iterations})"
+        )
     learning_rate = scale_learning_rate(train.base_lr, train.base_batch, global_batch)
     return TrainPlan(
         num_videos=num_videos,
         clips_per_gpu=train.clips_per_gpu,
         world_size=world_size,
-        iterations=train.iterations,
-        schedule=make_schedule(train, learning_rate),
+        iterations=iterations,
+        val_interval=val_interval,
+        schedule=make_schedule(train, learning_rate, iterations),
         base_lr=train.base_lr,
         base_batch=train.base_batch,
         accumulation=train.accumulation,
         norm=norm,
+        keeps_epochs=train.epochs is not None,
     )
 
 

@@ -43,6 +43,7 @@ HARMLESS = frozenset(
         "train.accumulation",
         "train.clips_per_gpu",
         "train.checkpoint_interval",
+        "train.epochs",  # as iterations
         "train.iterations",  # longer: shorter than what is done is refused
         "train.keep_checkpoints",
         "train.log_interval",

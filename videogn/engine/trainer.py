@@ -271,7 +271,7 @@ def _milestone(
     """
     done, recipe = state.iteration, run.recipe
     at_end = done == run.plan.iterations
-    validates = validate_now is not None and (at_end or done % recipe.val_interval == 0)
+    validates = validate_now is not None and (at_end or done % run.plan.val_interval == 0)
     saves = validates or at_end or done % recipe.checkpoint_interval == 0
     if validates or at_end or done % recipe.log_interval == 0:
         state = meter.flush(state)
