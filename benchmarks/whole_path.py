@@ -25,8 +25,7 @@ from torch import Tensor
 from videogn.cli import main as videogn
 from videogn.commands.run_parts import Prepared, build_run, train_batches
 from videogn.commands.test import job_of
-from videogn.commands.train import _memory_plan as memory_plan
-from videogn.commands.train import prepare
+from videogn.commands.train import memory_plan, prepare
 from videogn.config_files import load_config
 from videogn.data.index_file import IndexFile, index_path
 from videogn.data.indexing import index_entry

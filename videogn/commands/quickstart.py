@@ -11,6 +11,7 @@ from typing import Any
 
 from videogn.commands import inflate, test, train
 from videogn.commands.setup import spec_of
+from videogn.commands.shipped import configs_folder
 from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.synthetic import MOTIONS, RenderedLists, render_motion_dataset
@@ -124,13 +125,6 @@ def _call(command: ModuleType, *words: str) -> None:
     code = command.run(parser.parse_intermixed_args(list(words)))
     if code:
         raise RunError(f"videogn {name} ended with exit code {code}")
-
-
-def configs_folder() -> Path:
-    """The folder of shipped configs: beside the package in a clone, inside it when installed."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def format_table(rows: Sequence[Row]) -> str:

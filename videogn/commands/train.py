@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -199,7 +200,7 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     newest = folder.checkpoints.newest_sound(report) if world.is_main else None
     resume_from = from_first_rank(newest)
     # Before a pass is captured, which would run out of memory and know less of the remedy.
-    memory = _memory_plan(prepared, world)
+    memory = memory_plan(prepared, world)
     run, state = build_run(prepared, world, resume_from, report, watch.stage)
     if world.is_main:
         claim(folder, prepared.config, _lists(prepared))
@@ -227,7 +228,7 @@ def _execution(prepared: Prepared, world: World) -> Execution:
     return train_execution(prepared.config, prepared.info.spec, Machine.of(world.device))
 
 
-def _memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
+def memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
     """What a step needs of this device, refused where it cannot be."""
     clip, train = prepared.config.clip, prepared.config.train
     return check_memory(
@@ -330,9 +331,9 @@ def dry_run(prepared: Prepared, world: World) -> int:
     # Whole, whatever index there is.
     whole = video_opener(replace(config.data, index="never"), "train")
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
-    _say(_memory_plan(prepared, world).line())
+    _say(memory_plan(prepared, world).line())
     run, _ = build_run(prepared, World(0, 1, world.device), None, _say)
-    _say(_step_time(prepared, run))
+    _say(_step_line(prepared, run))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0
 
@@ -351,8 +352,20 @@ def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -
     _say(f"sample      {len(records)} videos decode whole")
 
 
-def _step_time(prepared: Prepared, run: Run) -> str:
-    """Seconds of one measured step, with its reading, and what the run will take at that pace."""
+class StepTime(NamedTuple):
+    """Seconds of one measured iteration.
+
+    Attributes:
+        step: of the update.
+        read: until its clips were there, workers' start included.
+    """
+
+    step: float
+    read: float
+
+
+def time_step(prepared: Prepared, run: Run) -> StepTime:
+    """Measure the second of two iterations on the same clips."""
     times = prepared.plan.accumulation
     loader = train_batches(prepared, run.world, run.report, 0, 1)
     started = time.monotonic()
@@ -362,7 +375,11 @@ def _step_time(prepared: Prepared, run: Run) -> str:
     train_step(run, batches, 0)  # the first step also allocates and tunes
     started = time.monotonic()
     train_step(run, batches, 1)
-    step = time.monotonic() - started
+    return StepTime(time.monotonic() - started, read)
+
+
+def _step_line(prepared: Prepared, run: Run) -> str:
+    step, read = time_step(prepared, run)
     seconds = prepared.plan.iterations * step
     return (
         f"step        {step:.2f} s for {prepared.plan.clips_per_gpu} clips on {run.world.device} "

@@ -5,7 +5,7 @@ the paper has published. Accuracies and errors are in percent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from videogn.config import TrainConfig
@@ -43,9 +43,14 @@ class Cell:
         """What ``words`` are on the command line."""
         return [f"{key}={self.settings[key]}" for key in self.words]
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Row and column."""
+        return self.row, self.column
+
     def fits(self, setting: Setting) -> bool:
-        """Whether a run with such settings belongs here, whatever its seed."""
-        return all(setting(key) == value for key, value in self.settings.items() if key != "seed")
+        """Whether a run with such settings belongs here."""
+        return all(setting(key) == value for key, value in self.settings.items())
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,8 @@ class Recipe:
     norm: str
 
 
-def batch_sweep(
-    recipes: Sequence[Recipe], batches: Sequence[int], seeds: Sequence[int]
-) -> Experiment:
-    """Accuracy by clips per GPU, of the same recipes at each of them and with each seed."""
+def batch_sweep(recipes: Sequence[Recipe], batches: Sequence[int]) -> Experiment:
+    """Accuracy by clips per GPU, of the same recipes at each of them (paper, Figures 1 and 5)."""
     return Experiment(
         name="batch-sweep",
         title="top-1 / top-5 accuracy (%) by clips per GPU",
@@ -137,22 +140,37 @@ def batch_sweep(
         images=False,
         cells=tuple(
             Cell(
-                name=f"{recipe.name.lower()}_b{batch}_s{seed}",
+                name=f"{recipe.name.lower()}_b{batch}",
                 config=recipe.config,
                 row=recipe.name,
                 column=str(batch),
-                settings={
-                    "model.norm": recipe.norm,
-                    "train.clips_per_gpu": batch,
-                    "seed": seed,
-                },
-                words=("train.clips_per_gpu", "seed"),
+                settings={"model.norm": recipe.norm, "train.clips_per_gpu": batch},
+                words=("train.clips_per_gpu",),
             )
             for recipe in recipes
             for batch in batches
-            for seed in seeds
         ),
+        difference=_difference([recipe.name for recipe in recipes]),
     )
+
+
+def _difference(rows: Sequence[str]) -> tuple[str, str] | None:
+    return ("GN", "BN") if {"GN", "BN"} <= set(rows) else None
+
+
+def with_seeds(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
+    """An experiment whose every cell is trained once with each seed."""
+    cells = tuple(
+        replace(
+            cell,
+            name=f"{cell.name}_s{seed}",
+            settings={**cell.settings, "seed": seed},
+            words=(*cell.words, "seed"),
+        )
+        for cell in experiment.cells
+        for seed in seeds
+    )
+    return replace(experiment, cells=cells)
 
 
 def keep_epochs(train: TrainConfig, *, clips_per_gpu: int, world_size: int) -> Iterator[str]:
