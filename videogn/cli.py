@@ -28,6 +28,7 @@ COMMANDS = {
     "compare": "tell whether one finished test is better than another, and where",
     "features": "keep the features of every video of a list",
     "report": "show tests beside the paper's Table 8 and Figure 7 in one HTML file",
+    "reproduce": "train, test and show the cells of the paper's tables, or a sweep over batches",
     "inflate": "turn 2D weights into weights of the video network",
     "convert": "turn a weight file into one of another program and prove it, or export it",
     "info": "show a network's layers, parameters, operations and memory",

@@ -59,7 +59,7 @@ class Experiment:
 
     Attributes:
         name: the word of the command line.
-        corner: what rows and columns are.
+        corner: what the columns are.
         measure: of the numbers.
         images: whether networks are pre-trained on images and measured by their validations;
             others are trained on video and tested.
@@ -90,7 +90,7 @@ def table8() -> Experiment:
     return Experiment(
         name="table8",
         title="Kinetics-400 validation, ResNet-50 I3D, 10 clips: top-1 / top-5 accuracy (%)",
-        corner="norm \\ frames, clips per GPU",
+        corner="frames x stride, clips per GPU",
         measure="accuracy",
         images=False,
         cells=tuple(_table8_cell(norm, column) for norm in NORMS for column in COLUMNS),
@@ -135,7 +135,7 @@ def batch_sweep(recipes: Sequence[Recipe], batches: Sequence[int]) -> Experiment
     return Experiment(
         name="batch-sweep",
         title="top-1 / top-5 accuracy (%) by clips per GPU",
-        corner="norm \\ clips per GPU",
+        corner="clips per GPU",
         measure="accuracy",
         images=False,
         cells=tuple(

@@ -1,0 +1,230 @@
+"""Train and test the cells of one of the paper's tables, and show them beside its numbers.
+
+EXPERIMENT is table8, batch-sweep (the same configs at several batches), table1, table2 or table3.
+What is there already is not done again: the same command goes on where it was.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from videogn.commands.data_folder import data_words
+from videogn.commands.reproduce_parts import (
+    chosen,
+    commands_of,
+    make_job,
+    plan_jobs,
+    plan_lines,
+    run_jobs,
+    shown,
+)
+from videogn.commands.shipped import config_file
+from videogn.config_files import load_config
+from videogn.distributed import launched
+from videogn.engine.experiments import Experiment, Recipe, batch_sweep, table8, with_seeds
+from videogn.engine.outcomes import Outcome, entries, placed, read_tests, tested
+from videogn.engine.report.page import page
+from videogn.engine.report.reading import TestedRun
+from videogn.engine.report.sweep_plot import draw_sweep, has_plot
+from videogn.engine.report.table8 import cell_of, departures
+from videogn.engine.report.tables import json_table, markdown_table, text_table
+from videogn.engine.test_folder import INSIDE, RESULTS
+from videogn.errors import ConfigError, RunError
+from videogn.files import check_writable, printable, write_text
+
+SWEPT = ("kinetics400/i3d_r50_bn_32x2_b8", "kinetics400/i3d_r50_gn_32x2_b8")
+BATCHES = (8, 4, 2, 1)
+SWEEP = "batch-sweep"
+TABLES: dict[str, Callable[[], Experiment]] = {"table8": table8}
+"""Word of the command line -> experiment."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``videogn reproduce``."""
+    parser.add_argument("experiment", choices=[*TABLES, SWEEP])
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="changes to every cell's config; {norm} stands for the cell's norm",
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", type=Path, help="folder with train and val lists or trees"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="where all goes")
+    parser.add_argument("--gpus", type=int, metavar="N", help="of this machine; all unless given")
+    parser.add_argument(
+        "--only", type=_words, default=[], metavar="CELL,…", help="cells whose names begin so"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, then stop")
+    parser.add_argument(
+        "--collect",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="show runs made elsewhere instead of training any",
+    )
+    parser.add_argument(
+        "--seeds", type=_numbers, metavar="S,S,…", help="train every cell with each of these seeds"
+    )
+    parser.add_argument(
+        "--batches", type=_numbers, metavar="B,B,…", help=f"of {SWEEP}; 8,4,2,1 unless given"
+    )
+    parser.add_argument(
+        "--configs", nargs="+", metavar="CONFIG", help=f"of {SWEEP}; the paper's BN and GN nets"
+    )
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 8,4") from None
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} has a number twice")
+    return numbers
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, train and test what is missing, then write the tables; or one of these alone."""
+    experiment = _experiment(arguments)
+    if arguments.collect:
+        return _collect(experiment, arguments)
+    if launched():
+        raise RunError(
+            "videogn reproduce starts its ranks by itself and cannot be one; run it without a "
+            "launcher, or run the commands of --dry-run under yours and then --collect"
+        )
+    world_size = _world_size(arguments.gpus)
+    tests_on_val = arguments.experiment == "table8" or experiment.images
+    data = data_words(arguments.data, tests_on_val=tests_on_val) if arguments.data else []
+    jobs = [
+        make_job(cell, arguments.out, data, arguments.overrides, world_size)
+        for cell in chosen(experiment, arguments.only)
+    ]
+    planned = plan_jobs(jobs, experiment, world_size)
+    print(f"{experiment.title}\n")
+    for line in plan_lines(planned, world_size):
+        print(line, flush=True)
+    if arguments.dry_run:
+        print("\nthe commands, of which any may be run elsewhere:")
+        for job in jobs:
+            for words in commands_of(job, experiment):
+                print(f"  {shown(words, world_size)}")
+        print("dry run: nothing was trained or written")
+        return 0
+    code = run_jobs(planned, experiment, world_size)
+    folders = [arguments.out / cell.name for cell in experiment.cells]
+    there = [path for path in folders if (path / INSIDE[0] / RESULTS).is_file()]
+    if there:
+        runs = read_tests(there)
+        cells = {str(arguments.out / cell.name): cell for cell in experiment.cells}
+        outcomes = [tested(experiment, run, cells[run.name]) for run in runs]
+        _write(experiment, outcomes, runs, arguments.out)
+    return code
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    """The experiment that the command line describes.
+
+    Raises:
+        ConfigError: an option belongs to another one, or a number makes no sense.
+    """
+    sweep = arguments.experiment == SWEEP
+    for name in ("batches", "configs"):
+        if getattr(arguments, name) is not None and not sweep:
+            raise ConfigError(f"--{name} is for {SWEEP}; the cells of a table are what they are")
+    for name, least in (("batches", 1), ("seeds", 0)):
+        low = [number for number in getattr(arguments, name) or () if number < least]
+        if low:
+            raise ConfigError(f"--{name} {low[0]}: must be {least} or more")
+    if sweep:
+        recipes = _recipes(arguments.configs or SWEPT)
+        experiment = batch_sweep(recipes, arguments.batches or BATCHES)
+    else:
+        experiment = TABLES[arguments.experiment]()
+    return with_seeds(experiment, arguments.seeds) if arguments.seeds else experiment
+
+
+def _recipes(configs: Sequence[str]) -> list[Recipe]:
+    """A row for each config, called by its norm, or by its file where norms are not enough."""
+    paths = [config_file(name) for name in configs]
+    norms = [load_config(path).config.model.norm for path in paths]
+    by_norm = len(set(norms)) == len(norms)
+    names = [
+        norm.upper() if by_norm else path.stem for norm, path in zip(norms, paths, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--configs: {' '.join(configs)}: two of them have one name")
+    found = zip(names, configs, norms, strict=True)
+    return [Recipe(name, config, norm) for name, config, norm in found]
+
+
+def _world_size(gpus: int | None) -> int:
+    available = torch.cuda.device_count()
+    if gpus is None:
+        return max(1, available)
+    if gpus < 1:
+        raise RunError(f"--gpus {gpus} makes no sense; give 1 or more")
+    if available and gpus > available:
+        raise RunError(f"--gpus {gpus}: this machine has {available} GPUs")
+    return gpus
+
+
+def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
+    if arguments.data or arguments.overrides or arguments.only or arguments.dry_run:
+        raise ConfigError(
+            "--collect shows runs and trains none: leave --data, --only, --dry-run and "
+            "key=value out"
+        )
+    runs = read_tests(arguments.collect)
+    outcomes = [tested(experiment, run, placed(experiment, run.setting, run.name)) for run in runs]
+    _write(experiment, outcomes, runs, arguments.out)
+    return 0
+
+
+def _write(
+    experiment: Experiment, outcomes: Sequence[Outcome], runs: Sequence[TestedRun], out: Path
+) -> None:
+    """Print the table and write it, its numbers, its picture and the report of its runs."""
+    found = entries(experiment, outcomes)
+    print()
+    for line in text_table(experiment, found):
+        print(line)
+    files = {
+        f"{experiment.name}.md": markdown_table(experiment, found),
+        f"{experiment.name}.json": json_table(experiment, found),
+    }
+    if experiment.name == "table8":
+        for line in _departures(runs):
+            print(line)
+        files["report.html"] = page(runs)
+    for name, text in files.items():
+        check_writable(out / name)
+        write_text(out / name, text)
+    names = [*files]
+    if has_plot(experiment):
+        names.append(f"{experiment.name}.png")
+        draw_sweep(experiment, found, out / names[-1])
+    print(f"wrote {', '.join(printable(out / name) for name in names)}", flush=True)
+
+
+def _departures(runs: Sequence[TestedRun]) -> Iterator[str]:
+    """What of runs is not the paper's, one line for all runs that it is true of."""
+    told: dict[str, list[str]] = {}
+    for run in runs:
+        cell = cell_of(run.setting, run.results.get("weights"))
+        whys = [cell] if isinstance(cell, str) else []
+        for why in (*whys, *departures(run.setting, run.results["num_videos"])):
+            told.setdefault(why, []).append(Path(run.name).name)
+    if told:
+        yield "\nnot the paper's:"
+    for why, names in told.items():
+        whose = "all" if len(names) == len(runs) else ", ".join(names)
+        yield f"  - {why} ({whose})"

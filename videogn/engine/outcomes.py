@@ -1,0 +1,108 @@
+"""What trainings have come to, read from their folders without a network."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from videogn.engine.experiments import Cell, Experiment
+from videogn.engine.report.reading import TestedRun, read_run
+from videogn.engine.report.table8 import Setting
+from videogn.errors import RunError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training's numbers.
+
+    Attributes:
+        run: its folder.
+        cell: where they stand; those of several seeds stand together.
+        values: top-1 and perhaps top-5 in percent, by the experiment's measure.
+    """
+
+    run: Path
+    cell: Cell
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands at one place of a table.
+
+    Attributes:
+        published: the paper's numbers; empty where it has none.
+        outcomes: ours, one for each training.
+    """
+
+    published: tuple[float, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Of each number over the trainings; empty where there is none."""
+        return tuple(mean(values) for values in self._columns())
+
+    @property
+    def spreads(self) -> tuple[float, ...]:
+        """Standard deviations of single trainings (n - 1); empty where there are not two."""
+        if len(self.outcomes) < 2:
+            return ()
+        return tuple(stdev(values) for values in self._columns())
+
+    def _columns(self) -> list[tuple[float, ...]]:
+        return list(zip(*(outcome.values for outcome in self.outcomes), strict=True))
+
+
+def entries(experiment: Experiment, outcomes: Iterable[Outcome]) -> dict[tuple[str, str], Entry]:
+    """Every place of an experiment's table, in the order of its cells."""
+    found = list(outcomes)
+    return {
+        cell.place: Entry(
+            cell.published, tuple(one for one in found if one.cell.place == cell.place)
+        )
+        for cell in experiment.cells
+    }
+
+
+def tested(experiment: Experiment, run: TestedRun, cell: Cell) -> Outcome:
+    """The outcome of a run that has been tested."""
+    top1, top5 = run.results["top1"], run.results["top5"]
+    values = (top1, top5) if experiment.measure == "accuracy" else (100 - top1, 100 - top5)
+    return Outcome(Path(run.name), cell, values)
+
+
+def placed(experiment: Experiment, setting: Setting, name: str) -> Cell:
+    """The cell that a run made elsewhere belongs to.
+
+    Args:
+        setting: of the run.
+
+    Raises:
+        RunError: it belongs to none; the message has what is nearest.
+    """
+    for cell in experiment.cells:
+        if cell.fits(setting):
+            return cell
+    nearest = min(experiment.cells, key=lambda cell: len(_misses(cell, setting)))
+    told = ", ".join(
+        f"{key} is {found} and not {wanted}"
+        for key, (found, wanted) in _misses(nearest, setting).items()
+    )
+    raise RunError(f"{name}: is no cell of {experiment.name}; of {nearest.name} it differs: {told}")
+
+
+def _misses(cell: Cell, setting: Setting) -> Mapping[str, tuple[Any, Any]]:
+    return {
+        key: (setting(key), value) for key, value in cell.settings.items() if setting(key) != value
+    }
+
+
+def read_tests(names: Sequence[str | Path]) -> list[TestedRun]:
+    """Tested runs in order.
+
+    Raises:
+        RunError: one has no test, or a damaged one.
+    """
+    return [read_run(str(name), f"R{number}") for number, name in enumerate(names, start=1)]
