@@ -4,6 +4,7 @@ import multiprocessing
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,8 +48,8 @@ def look_ahead(asked: Sequence[Asked], world_size: int) -> list[Found]:
     """
     context = multiprocessing.get_context("spawn")
     # As in the command line's own process: pytorchvideo compiles as it is imported there too.
-    quiet = ("ignore", "`torch.jit.script", FutureWarning)
-    with ProcessPoolExecutor(1, context, warnings.filterwarnings, quiet) as pool:
+    quiet = partial(warnings.filterwarnings, "ignore", "`torch.jit.script", FutureWarning)
+    with ProcessPoolExecutor(1, context, quiet) as pool:
         return [pool.submit(_found, one, world_size).result() for one in asked]
 
 
