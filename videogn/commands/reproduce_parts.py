@@ -1,7 +1,7 @@
 """The trainings of an experiment: what they are called with, where they stand, and running them."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def make_job(
 
     Args:
         data: the words of its lists.
-        words: of the user, which win, but for what makes the cell what it is.
+        words: of the user.
 
     Raises:
         ConfigError: the config is wrong, or a word would make the cell another.
@@ -76,9 +76,8 @@ def make_job(
     given = [f"out={out / cell.name}", *data, *cell.overrides]
     norm = load_config(path, given).config.model.norm
     words = [word.replace(NORM, norm) for word in words]
-    loaded = load_config(path, [*given, *words])
-    kept = [word for word in _kept(loaded, world_size) if not _is_set(word, words)]
-    every = (*given, *kept, *words)
+    # What the user counts in iterations is counted as in the config: at its base batch.
+    every = (*given, *words, *_kept(load_config(path, [*given, *words]), world_size))
     return Job(
         cell=cell,
         path=path,
@@ -101,11 +100,6 @@ def _check_words(cell: Cell, words: Sequence[str]) -> None:
 def _kept(loaded: LoadedConfig, world_size: int) -> Iterator[str]:
     train = loaded.config.train
     return keep_epochs(train, clips_per_gpu=train.clips_per_gpu, world_size=world_size)
-
-
-def _is_set(word: str, words: Iterable[str]) -> bool:
-    key = word.partition("=")[0]
-    return any(other.partition("=")[0] == key for other in words)
 
 
 def standing(job: Job, experiment: Experiment) -> Standing:
