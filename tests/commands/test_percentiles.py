@@ -136,7 +136,10 @@ def test_a_run_that_goes_on_has_the_log_of_an_unbroken_one(
     [
         (["train.percentile_layer=features.9x"], ["no layer 'features.9x'", "features.9"]),
         ([f"train.percentile_layer={CONV3_1}", "train.compile=true"], ["train.compile", "exclude"]),
-        ([f"train.percentile_layer={CONV3_1}", "compute.graphs=on"], ["compute.graphs=auto"]),
+        (
+            [f"train.percentile_layer={CONV3_1}", "compute.graphs='on'"],
+            ["compute.graphs=on exclude"],
+        ),
     ],
 )
 def test_what_cannot_be_looked_at_is_refused_before_anything_starts(

@@ -217,19 +217,21 @@ def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
         raise ConfigError(f"train.freeze={list(names)} leaves nothing to train")
 
 
-def check_percentile_layer(network: nn.Module, train: TrainConfig) -> None:
+def check_percentile_layer(network: nn.Module, config: Config) -> None:
     """Refuse ``train.percentile_layer`` where its output could not be looked at.
 
     Raises:
-        ConfigError: the network has no such layer, or is to be compiled.
+        ConfigError: the network has no such layer, or is to be compiled or captured.
     """
-    if train.percentile_layer is None:
+    layer = config.train.percentile_layer
+    if layer is None:
         return
-    find_layer(network, train.percentile_layer)
-    if train.compile:
+    find_layer(network, layer)
+    if config.train.compile or config.compute.graphs == "on":
+        other = "train.compile=true" if config.train.compile else "compute.graphs=on"
         raise ConfigError(
-            f"train.percentile_layer={train.percentile_layer} and train.compile exclude each "
-            "other: compiled networks do not stop at a layer; set one of them"
+            f"train.percentile_layer={layer} and {other} exclude each other: such a network does "
+            "not stop at a layer; set one of them"
         )
 
 

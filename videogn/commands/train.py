@@ -130,7 +130,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     with torch.device("meta"):
         network = build_model(config.model, config.seed)
         freeze(network, config.train.freeze)
-        check_percentile_layer(network, config.train)
+        check_percentile_layer(network, config)
     video_opener(config.data, "train")  # says now what is not installed
     prepared = Prepared(config, train_list, val_list, weights, info, plan)
     check_lists(folder, _lists(prepared))
