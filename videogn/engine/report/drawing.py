@@ -6,7 +6,7 @@ transparent.
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ def panel(
         for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
             _draw(axes, curve, label, LINES[number % len(LINES)])
         axes.set(ylim=y_range, xlim=(0, x_end))
-        framed(axes, title, "epochs", "1-clip validation error (%)", has_legend=bool(curves))
+        legend = {"handlelength": 3.2} if curves else None
+        framed(axes, title, "epochs", "1-clip validation error (%)", legend=legend)
         _write_missing(axes, missing, alone=not curves)
 
     return inline_svg(draw, title, alt)
@@ -110,9 +111,19 @@ def _draw(axes: Any, curve: Curve, label: str, colour: str) -> None:
 
 
 def framed(
-    axes: Any, title: str, x: str, y: str, *, has_legend: bool = True, title_size: int = 13
+    axes: Any,
+    title: str,
+    x: str,
+    y: str,
+    *,
+    title_size: int = 13,
+    legend: Mapping[str, Any] | None = None,
 ) -> None:
-    """Title, grid, names of the axes and legend in the page's colours."""
+    """Title, grid, names of the axes and legend in the page's colours.
+
+    Args:
+        legend: matplotlib's options for it; None for no legend.
+    """
     axes.set_title(title, color=INK, fontsize=title_size)
     axes.set_xlabel(x, color=INK, fontsize=11)
     axes.set_ylabel(y, color=INK, fontsize=11)
@@ -121,8 +132,8 @@ def framed(
     axes.tick_params(colors=INK, labelsize=10)
     for spine in axes.spines.values():
         spine.set_color(GRID)
-    if has_legend:
-        axes.legend(labelcolor=INK, frameon=False, fontsize=10, handlelength=3.2)
+    if legend is not None:
+        axes.legend(**{"labelcolor": INK, "frameon": False, "fontsize": 10, **legend})
 
 
 def _write_missing(axes: Any, missing: Sequence[str], *, alone: bool) -> None:

@@ -8,6 +8,7 @@ from videogn.engine.report.comparison import describe, link, norm_name
 from videogn.engine.report.drawing import LINES, framed, inline_svg
 from videogn.engine.report.markup import DASH, MINUS, table, tag, text
 from videogn.engine.report.percentiles import (
+    LEGEND,
     PERCENTILES,
     Percentiles,
     draw_lines,
@@ -57,7 +58,7 @@ def _panel(run: TestedRun, percentiles: Percentiles, y_range: tuple[float, float
         draw_lines(axes, percentiles, LINES)
         axes.set(ylim=y_range)
         heading = f"{title}\n{short_name(percentiles.layer)}"
-        framed(axes, heading, "epochs", "percentiles of the output", title_size=11)
+        framed(axes, heading, "epochs", "percentiles of the output", title_size=11, legend=LEGEND)
 
     ends = ", ".join(
         f"{p} % at {_shown(value)}"

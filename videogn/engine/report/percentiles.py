@@ -19,6 +19,8 @@ STYLES = ("-", "--", "-.", ":")
 SIZE = (5.2, 3.7)
 """Inches of one panel."""
 DOTS_PER_INCH = 120
+LEGEND = {"loc": "upper center", "ncols": len(PERCENTILES), "handlelength": 2.6}
+"""In one row, where no line is."""
 MAX_NAME = 60
 
 
@@ -66,11 +68,11 @@ def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
 
 
 def value_range(runs: Sequence[Percentiles]) -> tuple[float, float]:
-    """Ends of the y axis that all runs fit between."""
+    """Ends of the y axis that all runs fit between, with room for a legend above."""
     values = [v for run in runs for row in run.values for v in row if math.isfinite(v)]
     low, high = min(values, default=-1.0), max(values, default=1.0)
     room = 0.06 * (high - low) or 1.0
-    return low - room, high + room
+    return low - room, high + 2.5 * room
 
 
 def draw_lines(axes: Any, run: Percentiles, colours: Sequence[str]) -> None:
@@ -110,9 +112,9 @@ def figure6(runs: Sequence[tuple[str, Percentiles]]) -> Any:
         axes.set_xlabel("epochs")
         axes.grid(color="#d0d5db", linewidth=0.8)
         axes.set_axisbelow(True)
+        axes.legend(frameon=False, **LEGEND)
     panels[0].set_ylim(value_range([run for _, run in runs]))
     panels[0].set_ylabel("percentiles of the output")
-    panels[-1].legend(frameon=False, handlelength=3.2)
     return figure
 
 
