@@ -29,6 +29,12 @@ def entries_of(folder: Path) -> list[dict]:
     return [e for e in read_log(RunFolder(folder).log) if e["kind"] == "percentiles"]
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs are the same bit for bit on CPUs alone; GPUs have a test of their own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 class Witness:
     """Keeps all that a layer gives in training, by a hook of its own."""
 
@@ -194,8 +200,8 @@ def test_two_ranks_log_those_of_the_first_ranks_clips(tiny) -> None:
     two, one = (entries_of(tiny.folder / name) for name in ("two", "one"))
     assert [entry["iteration"] for entry in two] == [1, 2]
     # One process of 2 clips begins with the clips that the first of two ranks begins with.
-    assert two[0]["values"] == pytest.approx(one[0]["values"], rel=1e-5)
-    assert two[1]["values"] != pytest.approx(one[1]["values"], rel=1e-5)
+    assert two[0]["values"] == pytest.approx(one[0]["values"], rel=1e-3)
+    assert two[1]["values"] != pytest.approx(one[1]["values"], rel=1e-3)
 
 
 def test_no_layer_is_looked_at_by_itself() -> None:
