@@ -225,8 +225,8 @@ def train(
         Where the run stands; it is saved.
 
     Raises:
-        RunError: a loss is not finite, too many videos cannot be decoded, or a file cannot be
-            written.
+        RunError: a loss is not finite, too many videos cannot be decoded, a file cannot be
+            written, or ``train.percentile_layer`` is not called.
     """
     log = RunLog(run.folder.log) if run.world.is_main else None
     meter = Meter(run.plan, run.recipe, run.world, run.report, log, state)
