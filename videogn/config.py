@@ -237,6 +237,10 @@ class TrainConfig:
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
     """How many of the newest checkpoints are kept, beside the best; 2 at least, for the newest may
     be damaged."""
+    percentile_layer: str | None = None
+    """Dotted name of a layer, as `videogn info` lists them, of whose output the percentiles 1, 20,
+    80 and 99 are logged with each progress line and drawn (paper, Figure 6); of the first batch of
+    the first GPU. Null for none."""
     log_samples: bool = False
     """Write down which videos each step saw."""
     timeout: PositiveFloat = 600.0

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from videogn.cli import main
+from videogn.commands import run_parts
 from videogn.data.dataset import DeviceViews, TestDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.opening import VideoOpener
@@ -90,6 +91,36 @@ def test_a_few_videos_are_learnt(tiny, device, norm, precision, capsys) -> None:
     assert torch.backends.cudnn.allow_tf32 is (precision == "tf32")
     waits = [entry["data_wait"] for entry in read_log(RunFolder(out).log) if "data_wait" in entry]
     assert all(0 <= wait <= 1 for wait in waits)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_percentiles_of_a_layer_are_those_of_what_it_gave(
+    tiny, device, precision: str, monkeypatch
+) -> None:
+    """Where a GPU fuses norms, and would capture the pass."""
+    layer, given = "blocks.1.res_blocks.0.branch2.conv_b", []
+
+    def look(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        given.append((output.dtype, output.detach().double().cpu().numpy()))
+
+    def build(*arguments: object) -> torch.nn.Module:
+        network = real(*arguments)
+        network.get_submodule(layer).register_forward_hook(look)
+        return network
+
+    real = run_parts.build_model
+    monkeypatch.setattr(run_parts, "build_model", build)
+    out = tiny.folder / "run"
+    words = [f"out={out}", "data.val=", "train.iterations=3", f"train.precision={precision}"]
+    words += [f"train.percentile_layer={layer}", "train.log_interval=1"]
+    assert main(["train", str(tiny.config), *words]) == 0
+    entries = [e for e in read_log(RunFolder(out).log) if e["kind"] == "percentiles"]
+    assert len(entries) == 3
+    # The last steps: a rehearsal and tuning come before.
+    for entry, (dtype, values) in zip(entries, given[-3:], strict=True):
+        assert dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+        expected = np.percentile(values, [1, 20, 80, 99])
+        assert entry["values"] == pytest.approx(expected.tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "precision"), [("gn", "fp32"), ("bn", "bf16"), ("gn", "fp16")])

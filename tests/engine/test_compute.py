@@ -113,6 +113,8 @@ def test_the_line_says_what_is_done() -> None:
         ("on", A_GPU, {}, True),
         ("auto", A_GPU, {"accumulation": 2}, False),
         ("auto", A_GPU, {"compiled": True}, False),
+        ("auto", A_GPU, {"watched": True}, False),
+        ("auto", A_GPU, {"watched": False}, True),
         ("off", A_GPU, {}, False),
     ],
 )
@@ -123,7 +125,7 @@ def test_where_a_step_is_captured(graphs, machine, change, used) -> None:
     assert uses_graphs(config, execution, machine, **step) == used
 
 
-@pytest.mark.parametrize("change", [{"accumulation": 2}, {"compiled": True}])
+@pytest.mark.parametrize("change", [{"accumulation": 2}, {"compiled": True}, {"watched": True}])
 def test_capturing_what_cannot_be_captured_is_refused(change) -> None:
     config = ComputeConfig(graphs="on")
     execution = choose_execution(config, spec_of(), A_GPU, precision="bf16")

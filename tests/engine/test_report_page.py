@@ -245,6 +245,59 @@ def test_missing_curves_are_named(tmp_path: Path) -> None:
         )
 
 
+def seen(folder: Path, norm: str, layer: str, values: list[list[float | None]]) -> Path:
+    """A tested run that has logged these percentiles, one list for each 100 iterations."""
+    config = config_tree(norm, 16, 1, 16, 4)
+    write_training(folder, config, {}, global_batch=10, num_videos=1000)
+    with (folder / "log.jsonl").open("a") as log:
+        for number, row in enumerate(values, start=1):
+            about = {"iteration": 100 * number, "layer": layer, "values": row}
+            log.write(json.dumps({"kind": "percentiles", **about}) + "\n")
+    small(folder / "test", config=config)
+    return folder
+
+
+def test_figure_6_has_a_panel_for_each_run_that_has_logged_percentiles(tmp_path: Path) -> None:
+    first = seen(tmp_path / "1", "gn", "features.40", [[-4, -1, 1, 4], [-8, -2, 2, 8.5]])
+    second = seen(tmp_path / "2", "none", "features.40", [[-70, -1, 1, None]])
+    shown = page_of(first, small(tmp_path / "3"), second)
+    section = parse(shown).by_id("figure6")
+    labels = [svg.attributes["aria-label"] for svg in section.all("svg")]
+    assert len(labels) == 2
+    assert "features.40" in labels[0]
+    assert "R1: GN: 1 % at −8, 20 % at −2, 80 % at 2, 99 % at 8.5" in labels[0]  # noqa: RUF001
+    assert "R3: no norm" in labels[1]
+    rows = [[cell.text for cell in row.all("td")] for row in section.all("tr")[1:]]
+    assert [row[1:3] for row in rows] == [["features.40", "2.0"], ["features.40", "1.0"]]
+    assert rows[1][-1] == "–"  # noqa: RUF001
+    assert 'href="#figure6"' in shown
+    # Matplotlib names what it writes in comments: both panels have four lines and one y axis.
+    own = shown[shown.index('id="figure6"') : shown.index('id="figure7"')]
+    panels = own.split("<svg")[1:]
+    ticks = [
+        re.findall(r"<!-- (\S+) -->", panel[panel.index("matplotlib.axis_2") :]) for panel in panels
+    ]
+    assert len(ticks[0]) > 3
+    assert ticks[0] == ticks[1]
+    for panel in panels:
+        assert re.findall(r"<!-- (\d+) % -->", panel) == ["99", "80", "20", "1"]
+
+
+def test_pages_without_percentiles_have_no_figure_6(six_page: str) -> None:
+    assert "figure6" not in six_page
+    assert "Figure 6" not in six_page
+
+
+@pytest.mark.parametrize("layer", [*HOSTILE, "$\\nope$", "x" * 500])
+def test_no_name_of_a_layer_breaks_the_page(tmp_path: Path, layer: str) -> None:
+    shown = page_of(seen(tmp_path, "gn", layer, [[-4, -1, 1, 4]]))
+    section = parse(shown).by_id("figure6")
+    assert text(layer) in shown
+    assert not section.all("script")
+    assert not section.all("img")
+    assert len(section.all("svg")) == 1
+
+
 def test_few_classes_are_confused_in_numbers(tmp_path: Path) -> None:
     labels = np.array([0, 0, 0, 1, 1, 2, 2])
     guess = np.array([0, 0, 1, 1, 0, 2, 1])

@@ -94,6 +94,18 @@ def test_damaged_config_of_a_run_is_one_message(tmp_path: Path) -> None:
         check_folder(folder, from_tree({}, ""))
 
 
+def test_picture_of_a_start_that_left_no_checkpoint_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.percentiles.write_bytes(b"of a run that is gone")
+    claim(folder, from_tree({}, ""), {"train": VIDEOS})
+    assert not folder.percentiles.exists()
+
+
+def test_layer_that_is_looked_at_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    folder = begun(tmp_path, from_tree({}, ""))
+    check_folder(folder, from_tree({"train": {"percentile_layer": "features.40"}}, ""))
+
+
 def test_log_is_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = RunLog(path)

@@ -32,6 +32,7 @@ from videogn.engine.graphs import replayed
 from videogn.engine.memory import is_out_of_memory
 from videogn.engine.mixing import Mixing, make_mixing
 from videogn.engine.optim import build_optimizer
+from videogn.engine.percentiles import find_layer
 from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import update_statistics
 from videogn.engine.runs import RunFolder
@@ -86,6 +87,8 @@ def build_run(
     execution = train_execution(config, prepared.info.spec, Machine.of(world.device))
     network, layout = execution.apply(network, world.device), execution.memory_format
     freeze(network, config.train.freeze)
+    if config.train.percentile_layer is not None:
+        find_layer(network, config.train.percentile_layer, form=str(execution))
     trained = _trained(network, config.train, plan, world.device)
     state = TrainingState(iteration=0, global_batch=plan.global_batch)
     if resume_from is not None:
@@ -135,6 +138,7 @@ def _callable(
         Machine.of(world.device),
         accumulation=prepared.plan.accumulation,
         compiled=config.train.compile,
+        watched=config.train.percentile_layer is not None,
     )
     if graphs and trains:
         set_training(network, network, config.train.freeze)
@@ -211,6 +215,24 @@ def freeze(network: nn.Module, names: tuple[str, ...]) -> None:
             ) from error
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigError(f"train.freeze={list(names)} leaves nothing to train")
+
+
+def check_percentile_layer(network: nn.Module, config: Config) -> None:
+    """Refuse ``train.percentile_layer`` where its output could not be looked at.
+
+    Raises:
+        ConfigError: the network has no such layer, or is to be compiled or captured.
+    """
+    layer = config.train.percentile_layer
+    if layer is None:
+        return
+    find_layer(network, layer)
+    if config.train.compile or config.compute.graphs == "on":
+        other = "train.compile=true" if config.train.compile else "compute.graphs=on"
+        raise ConfigError(
+            f"train.percentile_layer={layer} and {other} exclude each other: such a network does "
+            "not stop at a layer; set one of them"
+        )
 
 
 def _trained(

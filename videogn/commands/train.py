@@ -16,6 +16,7 @@ from videogn.commands.launching import launch, must_launch
 from videogn.commands.run_parts import (
     Prepared,
     build_run,
+    check_percentile_layer,
     freeze,
     train_batches,
     train_execution,
@@ -129,7 +130,9 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     _check_distance(folder, config, plan)
     check_network(info.spec, config.clip)
     with torch.device("meta"):
-        freeze(build_model(config.model, config.seed), config.train.freeze)
+        network = build_model(config.model, config.seed)
+        freeze(network, config.train.freeze)
+        check_percentile_layer(network, config)
     video_opener(config.data, "train")  # says now what is not installed
     prepared = Prepared(config, train_list, val_list, weights, info, plan)
     check_lists(folder, _lists(prepared))

@@ -170,19 +170,23 @@ def uses_graphs(
     *,
     accumulation: int,
     compiled: bool,
+    watched: bool = False,
 ) -> bool:
     """Whether the training pass is captured as CUDA graphs.
+
+    Args:
+        watched: whether a layer's output is looked at, which a graph does not stop for.
 
     Raises:
         ConfigError: it is asked for and cannot be.
     """
     fused = machine.cuda and execution.norms == "fused"
-    fitting = fused and accumulation == 1 and not compiled
+    fitting = fused and accumulation == 1 and not compiled and not watched
     if compute.graphs == "auto":
         return fitting
     if compute.graphs == "on" and not fitting:
         raise ConfigError(
-            "compute.graphs=on needs a CUDA device, compute.norms=fused, train.accumulation=1 and "
-            "train.compile=false; set compute.graphs=auto"
+            "compute.graphs=on needs a CUDA device, compute.norms=fused, train.accumulation=1, "
+            "train.compile=false and no train.percentile_layer; set compute.graphs=auto"
         )
     return compute.graphs == "on"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from videogn.config import ClipConfig
 from videogn.engine.memory import MemoryPlan, is_out_of_memory, out_of_memory
+from videogn.engine.percentiles import check_called, watched
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.trainer import Run, network_input, set_training
 from videogn.engine.validation import autocast
@@ -20,15 +21,17 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
     step on their sums have one order, also when a run goes on.
 
     Raises:
-        RunError: the device has too little memory.
+        RunError: the device has too little memory, or ``train.percentile_layer`` is not called.
     """
+    layer = run.recipe.percentile_layer
     buffers = Buffers(run.trained.network)
     set_training(run.model, run.trained.network, run.frozen)
     try:
-        for _ in range(2):
-            started = time.monotonic()
-            _pass(run, clip)
-            seconds = time.monotonic() - started
+        with watched(run.trained.network, layer, keep=run.world.is_main) as seen:
+            for _ in range(2):
+                started = time.monotonic()
+                _pass(run, clip)
+                seconds = time.monotonic() - started
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -36,6 +39,8 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
     finally:
         buffers.restore()
         run.trained.optimizer.zero_grad(set_to_none=True)
+    if layer is not None:
+        check_called(seen, layer)
     return seconds * run.plan.accumulation
 
 

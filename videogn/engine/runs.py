@@ -49,6 +49,7 @@ HARMLESS = frozenset(
         "train.log_interval",
         "train.log_samples",
         "train.max_failed_fraction",
+        "train.percentile_layer",
         "train.timeout",
     }
 )
@@ -56,7 +57,15 @@ HARMLESS = frozenset(
 
 
 OWN_NAMES = frozenset(
-    {"config.yaml", "log.jsonl", "checkpoints", "lists", "run.lock", "preempted.json"}
+    {
+        "config.yaml",
+        "log.jsonl",
+        "checkpoints",
+        "lists",
+        "run.lock",
+        "preempted.json",
+        "percentiles.png",
+    }
 )
 """What a run that has not come to its first checkpoint may have left."""
 
@@ -91,6 +100,11 @@ class RunFolder:
     def checkpoints(self) -> Checkpoints:
         """What the run may go on from."""
         return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def percentiles(self) -> Path:
+        """Picture of what ``train.percentile_layer`` asks for."""
+        return self.path / "percentiles.png"
 
     def videos(self, key: str) -> Path:
         """The videos of the list ``train`` or ``val`` that the run began with."""
@@ -150,6 +164,7 @@ def claim(folder: RunFolder, config: Config, lists: Mapping[str, Sequence[VideoR
     folder.checkpoints.drop_halves()
     if not folder.holds_run:
         folder.log.unlink(missing_ok=True)
+        folder.percentiles.unlink(missing_ok=True)
         for key, records in lists.items():
             write_text(folder.videos(key), _listing(records))
     # What may change is written down too: the config is that of the last start.

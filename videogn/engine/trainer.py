@@ -21,8 +21,10 @@ from videogn.engine.checkpoint import Trained, TrainingState, save_checkpoint, s
 from videogn.engine.meter import Meter
 from videogn.engine.mixing import Mixing
 from videogn.engine.optim import set_learning_rate
+from videogn.engine.percentiles import Seen, check_called, percentile_entry, watched
 from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import Buffers
+from videogn.engine.report.percentiles import draw_percentiles
 from videogn.engine.runs import RunFolder, RunLog
 from videogn.engine.validation import PRECISIONS, Validation, autocast, report_validation
 from videogn.errors import RunError
@@ -223,11 +225,12 @@ def train(
         Where the run stands; it is saved.
 
     Raises:
-        RunError: a loss is not finite, too many videos cannot be decoded, or a file cannot be
-            written.
+        RunError: a loss is not finite, too many videos cannot be decoded, a file cannot be
+            written, or ``train.percentile_layer`` is not called.
     """
     log = RunLog(run.folder.log) if run.world.is_main else None
     meter = Meter(run.plan, run.recipe, run.world, run.report, log, state)
+    recipe, validates = run.recipe, validate_now is not None
     buffers, stop = Buffers(run.trained.network), False
     source = Ahead(batches, run.plan.accumulation, run.world.device)
 
@@ -247,11 +250,17 @@ def train(
         buffers.keep()
         is_last = iteration + 1 == run.plan.iterations
         early = source.overlaps and not is_last
-        step = train_step(run, parts, iteration, partial(bring, iteration) if early else _nothing)
+        layer = recipe.percentile_layer if _reports(run, iteration + 1, validates) else None
+        with watched(run.trained.network, layer, keep=run.world.is_main) as seen:
+            step = train_step(
+                run, parts, iteration, partial(bring, iteration) if early else _nothing
+            )
         if not step.updated:
             buffers.restore()
             _end_at_numbers(run, meter, state, step, parts)
         meter.add(step.loss, step.logits, step.labels, parts, iteration + 1)
+        if layer is not None:
+            _log_percentiles(log, seen, layer, iteration + 1)
         state, stop = replace(state, iteration=iteration + 1), step.stop
         if not stop:
             state, stop = _milestone(run, meter, state, validate_now)
@@ -271,9 +280,9 @@ def _milestone(
     """
     done, recipe = state.iteration, run.recipe
     at_end = done == run.plan.iterations
-    validates = validate_now is not None and (at_end or done % run.plan.val_interval == 0)
+    validates = _validates(run, done, validate_now is not None)
     saves = validates or at_end or done % recipe.checkpoint_interval == 0
-    if validates or at_end or done % recipe.log_interval == 0:
+    if _reports(run, done, validate_now is not None):
         state = meter.flush(state)
     if not saves:
         return state, False
@@ -293,7 +302,32 @@ def _milestone(
         if best and run.world.is_main:
             save_weights(run.folder.best, run.trained, run.info, state)
     set_training(run.model, run.trained.network, run.frozen)
-    return _saved(run, meter, replace(state, settled=done)), False
+    state = _saved(run, meter, replace(state, settled=done))
+    if recipe.percentile_layer is not None and run.world.is_main and (validates or at_end):
+        draw_percentiles(run.folder.log, run.folder.percentiles, run.report)
+    return state, False
+
+
+def _validates(run: Run, done: int, has_list: bool) -> bool:
+    """Whether a validation follows an iteration, where there is a list for it."""
+    return has_list and (done == run.plan.iterations or done % run.plan.val_interval == 0)
+
+
+def _reports(run: Run, done: int, has_list: bool) -> bool:
+    """Whether a progress line follows an iteration."""
+    regular = done == run.plan.iterations or done % run.recipe.log_interval == 0
+    return regular or _validates(run, done, has_list)
+
+
+def _log_percentiles(log: RunLog | None, seen: Seen, layer: str, iteration: int) -> None:
+    """Written before anything is saved, so that no iteration is saved without its entry.
+
+    Raises:
+        RunError: the layer was not called, on any rank, or the log cannot be written.
+    """
+    check_called(seen, layer)
+    if log is not None:
+        log.write(*percentile_entry(seen, layer, iteration))
 
 
 def _saved(run: Run, meter: Meter, state: TrainingState) -> TrainingState:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from videogn.engine.report.epochs import by_epoch, is_number
 from videogn.engine.report.reading import TestedRun
 from videogn.engine.report.table8 import Cell, cell_of
 
 FIGURE_FRAMES = 32
 """The figure is of 32-frame clips alone."""
-MOST = 1e15
-"""No count in a log is larger: what is cannot be drawn either."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +80,10 @@ def _why_not(run: TestedRun) -> str:
 
 
 def _points(log: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """(epoch, error) of each validation, by the newest start before it; later entries win."""
+    """(epoch, error) of each validation; later entries win."""
     found: dict[float, float] = {}
-    per_iteration = None
-    for entry in log:
-        if entry.get("kind") == "start":
-            batch, videos = entry.get("global_batch", 0), entry.get("num_videos", 0)
-            known = _is_number(batch) and _is_number(videos) and videos > 0
-            per_iteration = batch / videos if known else None
-        elif entry.get("kind") == "val" and per_iteration is not None:
-            iteration, top1 = entry.get("iteration", -1), entry.get("top1", -1)
-            if _is_number(iteration) and _is_number(top1) and 0 <= top1 <= 100:
-                found[iteration * per_iteration] = 100 - top1
+    for epoch, entry in by_epoch(log, "val"):
+        top1 = entry.get("top1", -1)
+        if is_number(top1) and 0 <= top1 <= 100:
+            found[epoch] = 100 - top1
     return sorted(found.items())
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < MOST

@@ -6,7 +6,7 @@ transparent.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,25 @@ def panel(
         y_range: ends of the y axis in percent.
         x_end: end of the x axis in epochs.
     """
+
+    def draw(axes: Any) -> None:
+        for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+            _draw(axes, curve, label, LINES[number % len(LINES)])
+        axes.set(ylim=y_range, xlim=(0, x_end))
+        legend = {"handlelength": 3.2} if curves else None
+        framed(axes, title, "epochs", "1-clip validation error (%)", legend=legend)
+        _write_missing(axes, missing, alone=not curves)
+
+    return inline_svg(draw, title, alt)
+
+
+def inline_svg(draw: Callable[[Any], None], title: str, alt: str) -> str:
+    """What ``draw`` draws on matplotlib's axes, as inline SVG in the page's colours.
+
+    Args:
+        title: of no other picture of the page: names within the SVG begin with it.
+        alt: what the picture shows, for those who do not see it.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -71,14 +90,7 @@ def panel(
         # A dollar sign in a name of a config begins no formula.
         matplotlib.rcParams["text.parse_math"] = False
         figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.subplots()
-        for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
-            _draw(axes, curve, label, LINES[number % len(LINES)])
-        axes.set(ylim=y_range, xlim=(0, x_end))
-        _label_axes(axes, title)
-        if curves:
-            axes.legend(labelcolor=INK, frameon=False, fontsize=10, handlelength=3.2)
-        _write_missing(axes, missing, alone=not curves)
+        draw(figure.subplots())
         figure.savefig(written, format="svg", transparent=True, metadata=metadata)
     return _inline(written.getvalue(), title, alt)
 
@@ -98,15 +110,30 @@ def _draw(axes: Any, curve: Curve, label: str, colour: str) -> None:
     )
 
 
-def _label_axes(axes: Any, title: str) -> None:
-    axes.set_title(title, color=INK, fontsize=13)
-    axes.set_xlabel("epochs", color=INK, fontsize=11)
-    axes.set_ylabel("1-clip validation error (%)", color=INK, fontsize=11)
+def framed(
+    axes: Any,
+    title: str,
+    x: str,
+    y: str,
+    *,
+    title_size: int = 13,
+    legend: Mapping[str, Any] | None = None,
+) -> None:
+    """Title, grid, names of the axes and legend in the page's colours.
+
+    Args:
+        legend: matplotlib's options for it; None for no legend.
+    """
+    axes.set_title(title, color=INK, fontsize=title_size)
+    axes.set_xlabel(x, color=INK, fontsize=11)
+    axes.set_ylabel(y, color=INK, fontsize=11)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, labelsize=10)
     for spine in axes.spines.values():
         spine.set_color(GRID)
+    if legend is not None:
+        axes.legend(**{"labelcolor": INK, "frameon": False, "fontsize": 10, **legend})
 
 
 def _write_missing(axes: Any, missing: Sequence[str], *, alone: bool) -> None:

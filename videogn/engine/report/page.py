@@ -9,6 +9,7 @@ from videogn.engine.report.comparison import (
     provenance_section,
     table8_section,
 )
+from videogn.engine.report.figure6 import figure6_section
 from videogn.engine.report.markup import counted, items, tag, text
 from videogn.engine.report.measures import summary
 from videogn.engine.report.reading import TestedRun
@@ -24,11 +25,13 @@ def page(runs: Sequence[TestedRun]) -> str:
     summaries = {run.key: summary(run) for run in runs}
     sections = (
         table8_section(runs, summaries, place_all(runs)),
+        figure6_section(runs),
         figure7_section(runs),
         *(run_section(run, summaries[run.key]) for run in runs),
         provenance_section(runs),
     )
-    body = _top(runs) + tag("main", "\n".join(sections))
+    shown = [section for section in sections if section]
+    body = _top(runs, has_figure6=bool(sections[1])) + tag("main", "\n".join(shown))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -42,9 +45,10 @@ def _title(runs: Sequence[TestedRun]) -> str:
     return f"videogn report: {counted(len(runs), 'run')}"
 
 
-def _top(runs: Sequence[TestedRun]) -> str:
+def _top(runs: Sequence[TestedRun], *, has_figure6: bool) -> str:
     links = [
         tag("a", "Table 8", href="#table8"),
+        *([tag("a", "Figure 6", href="#figure6")] if has_figure6 else []),
         tag("a", "Figure 7", href="#figure7"),
         *(tag("a", f"{run.key}: {text(describe(run))}", href=f"#{run.key}") for run in runs),
         tag("a", "Provenance", href="#provenance"),
