@@ -13,9 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from videogn.cli import main
-from videogn.commands import run_parts
 from videogn.commands import train as train_command
-from videogn.engine import memory, trainer
+from videogn.engine import trainer
 from videogn.engine.runs import RunFolder, read_log
 from videogn.models.weights import read_info, read_weights
 from videogn.stopping import EXIT_CODE
@@ -434,36 +433,3 @@ def test_the_forms_of_a_gpu_train_what_the_plain_form_trains(tiny, monkeypatch) 
     monkeypatch.delenv("TRITON_INTERPRET")
     fused = tiny.folder / "fused"
     assert main(["test", str(fused / "config.yaml"), "--checkpoint", str(fused)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (RuntimeError("operation not permitted\nmore"), ["operation not permitted", "graphs=off"]),
-        (torch.OutOfMemoryError("CUDA out of memory"), ["clips_per_gpu=4", "compute.recompute="]),
-    ],
-)
-def test_a_pass_that_cannot_be_captured_says_what_to_set(
-    tiny, capsys, monkeypatch, error: RuntimeError, words: list[str]
-) -> None:
-    def fail(network: object, clips: Tensor, precision: str) -> None:
-        assert clips.shape == (4, 3, 8, 32, 32)
-        raise error
-
-    monkeypatch.setattr(run_parts, "uses_graphs", lambda *_, **__: True)
-    monkeypatch.setattr(run_parts, "replayed", fail)
-    message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
-    assert all(word in message for word in words)
-    assert message.count("\n") == 1
-
-
-def test_memory_is_asked_for_before_a_pass_is_captured(tiny, capsys, monkeypatch) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("captured without room for it")
-
-    monkeypatch.setattr(run_parts, "uses_graphs", lambda *_, **__: True)
-    monkeypatch.setattr(run_parts, "replayed", never)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
-    message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
-    assert "train.clips_per_gpu=4 needs about" in message
-    assert "not one clip fits" in message

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from videogn.config import ClipConfig
-from videogn.engine.memory import MemoryPlan, is_out_of_memory, out_of_memory
+from videogn.engine.memory import MemoryPlan, memory_told
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.trainer import Run, network_input, set_training
 from videogn.engine.validation import autocast
@@ -25,14 +25,11 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
     buffers = Buffers(run.trained.network)
     set_training(run.model, run.trained.network, run.frozen)
     try:
-        for _ in range(2):
-            started = time.monotonic()
-            _pass(run, clip)
-            seconds = time.monotonic() - started
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(memory) from error
+        with memory_told(memory, "a step", graphs=run.captured):
+            for _ in range(2):
+                started = time.monotonic()
+                _pass(run, clip)
+                seconds = time.monotonic() - started
     finally:
         buffers.restore()
         run.trained.optimizer.zero_grad(set_to_none=True)

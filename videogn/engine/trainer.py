@@ -59,6 +59,7 @@ class Run:
     Attributes:
         trained: the network and all that changes with it.
         model: the network as the step calls it: wrapped for several ranks, or compiled.
+        captured: whether the model's training pass is CUDA graphs.
         mixing: mixes the clips of a batch, where the recipe wants it.
         frozen: names of the parts of the network that are not trained.
         memory_format: of the clips, and of the network's weights.
@@ -79,6 +80,7 @@ class Run:
     seed: int
     report: Callable[[str], None]
     memory_format: torch.memory_format = torch.contiguous_format
+    captured: bool = False
     name_of: Callable[[int], str] = str
     mixing: Mixing | None = None
     frozen: tuple[str, ...] = ()
