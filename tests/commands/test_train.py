@@ -14,11 +14,14 @@ from torch import Tensor
 
 from videogn.cli import main
 from videogn.commands import train as train_command
-from videogn.engine import trainer
+from videogn.engine import compute, trainer
+from videogn.engine.compute import A_GPU, Machine
 from videogn.engine.runs import RunFolder, read_log
 from videogn.models.weights import read_info, read_weights
 from videogn.stopping import EXIT_CODE
 
+CPU = Machine(cuda=False, kernels=False, cudnn=None)
+OLD_CUDNN = Machine(cuda=True, kernels=True, cudnn=91002)
 TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
 
 
@@ -433,3 +436,29 @@ def test_the_forms_of_a_gpu_train_what_the_plain_form_trains(tiny, monkeypatch) 
     monkeypatch.delenv("TRITON_INTERPRET")
     fused = tiny.folder / "fused"
     assert main(["test", str(fused / "config.yaml"), "--checkpoint", str(fused)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("machine", "words", "remedy"),
+    [
+        (CPU, ["compute.norms=fused"], "set compute.norms=auto"),
+        (CPU, ["compute.graphs=on"], "set compute.graphs=auto"),
+        (A_GPU, ["compute.graphs=on", "train.accumulation=2"], "set compute.graphs=auto"),
+        (A_GPU, ["compute.recompute=act", "train.compile=true"], "set one of them"),
+        (OLD_CUDNN, ["compute.convolutions=3d", "train.precision=bf16"], "compute.convolutions=2d"),
+    ],
+)
+def test_what_a_machine_cannot_compute_is_said_once_before_ranks_start(
+    tiny, capsys, monkeypatch, machine: Machine, words: list[str], remedy: str
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("computed, or started ranks")
+
+    monkeypatch.setattr(train_command, "launch", never)
+    monkeypatch.setattr(compute, "_kernels_run", never)
+    monkeypatch.setattr(Machine, "untried", staticmethod(lambda device: machine))
+    out = f"out={tiny.folder / 'run'}"
+    message = error_of(capsys, "train", tiny.config, "--gpus", 2, out, *words)
+    assert remedy in message
+    assert message.count("\n") == 1
+    assert not (tiny.folder / "run").exists()

@@ -148,3 +148,12 @@ def test_kernels_that_run_are_found(monkeypatch) -> None:
     assert not Machine.of(torch.device("cpu")).kernels
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert Machine.of(torch.device("cpu")).kernels
+
+
+def test_kernels_are_left_alone_where_a_machine_is_only_looked_at(monkeypatch) -> None:
+    def never(*_arguments: object, **_options: object) -> torch.Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compute, "group_norm", never)
+    assert Machine.untried(torch.device("cpu", 6)).kernels

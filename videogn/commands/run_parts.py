@@ -15,6 +15,7 @@ from videogn.commands.setup import (
     build_model,
     planar_room,
     reading_workers,
+    spec_of,
     train_clips,
     val_clips,
 )
@@ -99,7 +100,9 @@ def build_run(
     train = config.train
     mixing = make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes)
     graphs = None
-    if state.iteration < plan.iterations and _wants_graphs(prepared, execution, world):
+    if state.iteration < plan.iterations and _wants_graphs(
+        config, execution, Machine.of(world.device)
+    ):
         set_training(network, network, train.freeze)
         dtype = input_dtype(train, world.device, mixed=mixing is not None)
         clips = _blank_clips(config, world.device, dtype).contiguous(memory_format=layout)
@@ -132,15 +135,26 @@ def _callable(model: nn.Module, world: World, *, compiled: bool) -> nn.Module:
     return _compiled(wrapped) if compiled else wrapped
 
 
-def _wants_graphs(prepared: Prepared, execution: Execution, world: World) -> bool:
-    config = prepared.config
+def _wants_graphs(config: Config, execution: Execution, machine: Machine) -> bool:
     return uses_graphs(
         config.compute,
         execution,
-        Machine.of(world.device),
-        accumulation=prepared.plan.accumulation,
+        machine,
+        accumulation=config.train.accumulation,
         compiled=config.train.compile,
     )
+
+
+def check_compute(config: Config) -> None:
+    """Refuse a config that cannot be computed on this machine, without computing on it.
+
+    The process that starts the ranks can say so once. They look again, with kernels tried.
+
+    Raises:
+        ConfigError: as :func:`choose_execution` and :func:`uses_graphs`.
+    """
+    machine = Machine.untried(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _wants_graphs(config, train_execution(config, spec_of(config.model), machine), machine)
 
 
 def _blank_clips(config: Config, device: torch.device, dtype: torch.dtype) -> Tensor:

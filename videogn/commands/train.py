@@ -15,6 +15,7 @@ from videogn.commands.launching import launch, must_launch
 from videogn.commands.run_parts import (
     Prepared,
     build_run,
+    check_compute,
     execution_on,
     freeze,
     memory_plan,
@@ -98,6 +99,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     """Read the lists and the weight file, and check that they and the config agree."""
     check_augmentation(loaded.config)
     config = _keep_batch(loaded.config, world_size)
+    check_compute(config)
     folder = RunFolder(Path(config.out))
     check_folder(folder, config)
     num_classes = config.model.num_classes

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,10 +39,20 @@ class Machine:
 
     @staticmethod
     def of(device: torch.device) -> "Machine":
-        """The machine of a device."""
+        """The machine of a device, whose kernels are tried."""
+        machine = Machine.untried(device)
+        return replace(machine, kernels=machine.kernels and _kernels_run(device))
+
+    @staticmethod
+    def untried(device: torch.device) -> "Machine":
+        """The machine of a device as far as can be known without computing on it.
+
+        For processes that start others: a GPU's memory is not touched, and kernels for which a
+        compiler is missing are taken for sound.
+        """
         cuda = device.type == "cuda"
         version = torch.backends.cudnn.version() if cuda else None  # type: ignore[no-untyped-call]
-        return Machine(cuda, is_available(device) and _kernels_run(device), version)
+        return Machine(cuda, is_available(device), version)
 
 
 @functools.cache
