@@ -245,7 +245,8 @@ def train(
     while state.iteration < run.plan.iterations and not stop:
         iteration = state.iteration
         bring(iteration)
-        parts = source.take()
+        # The device waits here for what is still on its way to it.
+        parts = meter.waiting(source.take)
         buffers.keep()
         is_last = iteration + 1 == run.plan.iterations
         early = source.overlaps and not is_last
