@@ -144,6 +144,13 @@ def test_kernels_that_do_not_run_are_told_of_and_left(monkeypatch, caplog) -> No
     assert "and more" not in caplog.text
 
 
+def test_kernels_that_are_wrong_are_told_of_and_left(monkeypatch, caplog) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compute, "group_norm", lambda x, *_, **__: x + 1)
+    assert not Machine.of(torch.device("cpu", 5)).kernels
+    assert "torch's own layers: a kernel's result is wrong" in caplog.text
+
+
 def test_kernels_that_run_are_found(monkeypatch) -> None:
     assert not Machine.of(torch.device("cpu")).kernels
     monkeypatch.setenv("TRITON_INTERPRET", "1")
