@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videogn.cli import main as videogn
-from videogn.commands.run_parts import Prepared, build_run, train_batches
+from videogn.commands.run_parts import Prepared, build_run, memory_plan, train_batches
 from videogn.commands.test import job_of
-from videogn.commands.train import memory_plan, prepare
+from videogn.commands.train import prepare
 from videogn.config_files import load_config
 from videogn.data.index_file import IndexFile, index_path
 from videogn.data.indexing import index_entry
@@ -171,8 +171,9 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
         set_arithmetic(self._words.precision, fixed_shapes=True)
-        run, state = build_run(prepared, self._world, None, say)
-        rehearse(run, prepared.config.clip, memory_plan(prepared, self._world))
+        memory = memory_plan(prepared, self._world)
+        run, state = build_run(prepared, self._world, memory, None, say)
+        rehearse(run, prepared.config.clip, memory)
         clock = LoopClock(self._sizes)
         prepared.folder.path.mkdir(parents=True, exist_ok=True)
         RunLog(prepared.folder.log).write("start", {"iteration": 0})

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -86,6 +88,110 @@ def test_bars_are_met_missed_or_unmeasured(parts: Any, capsys: pytest.CaptureFix
     missed = "act, last: smallest share of copy bandwidth, tensors ≥ 64 MB"
     assert rows[missed][3:5] == [" 0.7 ", " missed "]
     assert capsys.readouterr().out.splitlines() == page.lines
+
+
+def test_memory_is_shown_and_judged_like_with_like(parts: Any) -> None:
+    """Both kinds in every row; bars divide one kind by the same of eager BN."""
+    networks, bars, train, timing = (
+        parts(name) for name in ("networks", "bars", "train", "timing")
+    )
+    device, page, scale = torch.device("cpu"), parts("page").Page(), parts("scale")
+    bench = scale.Bench(device, scale.TINY, timing.Timer(device, 0.0), page, False)
+    sizes = {
+        networks.BASE: (10, 12),
+        networks.FUSED: (8, 9),
+        networks.AUTO: (1, 11),
+        bars.SPARING: (1, 7),
+        bars.SPARING_PLAIN: (5, 6),
+    }
+    cells = {
+        form: train.Cell(1.0, timing.Memory(allocated * 10**9, reserved * 10**9))
+        for form, (allocated, reserved) in sizes.items()
+    }
+    for form, cell in cells.items():
+        train.report(bench, train.Point("pv32", 8, 32), form, cell, cells[networks.BASE])
+    auto = [cell.strip() for cell in page.lines[2].split("|")]
+    assert auto[5:9] == ["1", "0.1", "11", "0.917"]
+    bars.judge(bench, bars.GPU_BARS)
+    found = [line.split("|") for line in page.lines if line.startswith("| memory ")]
+    assert [(row[3].strip(), row[4].strip()) for row in found] == [
+        ("0.8", "met"),  # 8 of 10 allocated
+        ("0.917", "met"),  # 11 of 12 reserved
+        ("0.5", "met"),  # 5 of 10
+        ("0.583", "missed"),  # 7 of 12
+    ]
+
+
+class ApexGroupNorm(torch.nn.Module):
+    """What apex's does and asks for, by torch."""
+
+    SUPPORTED_GROUPS = frozenset([32])
+    SUPPORTED_CHANNELS = frozenset([128])
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float, device: Any = None) -> None:
+        super().__init__()
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = torch.nn.Parameter(torch.ones(num_channels, device=device))
+        self.bias = torch.nn.Parameter(torch.zeros(num_channels, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.ndim == 4
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        weight, bias = (p.to(x.dtype) for p in (self.weight, self.bias))
+        return torch.nn.functional.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_apex_computes_the_layer_with_its_weights(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, residual: bool
+) -> None:
+    apex = ModuleType("apex.contrib.group_norm")
+    apex.GroupNorm = ApexGroupNorm  # type: ignore[attr-defined]
+    for name in ("apex", "apex.contrib"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, apex.__name__, apex)
+    norms, scale, timing = (parts(name) for name in ("norms", "scale", "timing"))
+    device = torch.device("cpu")
+    page = parts("page").Page()
+    timer = timing.Timer(device, time.monotonic() + 60)
+    bench = scale.Bench(device, replace(scale.TINY, network={}), timer, page, True)
+    shape = parts("shapes").NormShape((2, 128, 3, 4, 4), residual, True)
+    layer = norms.layer_of(bench, shape, "last")
+    call = norms.apex_call(layer)
+    assert all(seconds > 0 for seconds in norms.passes_seconds(bench, layer, call))
+    x, added = layer.x[0], layer.residual[0] if residual else None
+    weight, bias = (p.to(x.dtype) for p in (layer.weight, layer.bias))
+    expected = torch.nn.functional.group_norm(x, 32, weight, bias, norms.EPS)
+    expected = (expected if added is None else expected + added).relu()
+    torch.testing.assert_close(call(x, added), expected, rtol=2e-2, atol=2e-2)
+    other = parts("shapes").NormShape((2, 64, 3, 4, 4), residual, True)
+    with pytest.raises(RuntimeError, match="no kernel for 64 channels in 32 groups"):
+        norms.apex_call(norms.layer_of(bench, other, "last"))
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_form_is_updated_by_the_same_optimiser(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    networks, scale = parts("networks"), parts("scale")
+    asked = []
+
+    class StopError(Exception):
+        pass
+
+    def sgd(network: torch.nn.Module, *, fused: bool) -> None:
+        asked.append(fused)
+        raise StopError
+
+    monkeypatch.setattr(networks, "sgd", sgd)
+    monkeypatch.setattr(networks, "built", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(networks, "pixels", lambda *_: None)
+    monkeypatch.setattr(torch, "arange", lambda *_, **__: 0)
+    bench = scale.Bench(torch.device(device), scale.TINY, None, None, False)
+    for form in (networks.BASE, networks.FUSED, networks.PYSLOWFAST):
+        with pytest.raises(StopError):
+            networks.training(bench, form, "pv32", 1, 8)
+    assert asked == [device == "cuda"] * 3
 
 
 @pytest.mark.slow

@@ -123,6 +123,16 @@ def test_wrong_value_is_refused_with_its_key(empty: Path, word: str, expected: s
     assert expected in message_of(empty, word)
 
 
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_switch_is_set_by_its_word_as_messages_tell_it(empty: Path, word: str) -> None:
+    """YAML reads on and off as True and False."""
+    loaded = load_config(empty, [f"compute.graphs={word}"])
+    assert loaded.config.compute.graphs == word
+    saved = empty.with_name("saved.yaml")
+    saved.write_text(to_yaml(loaded.config))
+    assert load_config(saved).config.compute.graphs == word
+
+
 def test_integer_passes_for_a_float_and_exponents_are_floats(empty: Path) -> None:
     config = load_config(empty, ["train.base_lr=1", "train.weight_decay=1e-3"]).config
     assert config.train.base_lr == 1.0

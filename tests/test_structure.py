@@ -7,10 +7,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "videogn"
 
-BASE = {"errors", "files", "config", "config_files", "distributed", "watchdog", "stopping"}
+BASE = {
+    "errors",
+    "trying",
+    "files",
+    "config",
+    "config_files",
+    "distributed",
+    "watchdog",
+    "stopping",
+}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "trying": {"errors"},
     "yaml_files": {"errors"},
     "config": set(),
     "config_files": {"config", "errors", "yaml_files"},

@@ -7,7 +7,7 @@ They are the truth: every key, type, default and choice stands here and nowhere 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -16,6 +16,14 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Triple = tuple[float, float, float]
 PositiveTriple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+def _word(value: object) -> object:
+    """``on`` and ``off``, which YAML reads as True and False, as the words that they are."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+AutoOnOff = Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)]
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
@@ -316,9 +324,10 @@ class ComputeConfig:
     recompute: Literal["none", "act", "act+conv_c", "block"] = "none"
     """What the backward pass computes again instead of keeping it: the activations between a
     block's convolutions; those and the output of its last convolution; whole blocks."""
-    graphs: Literal["auto", "on", "off"] = "auto"
+    graphs: AutoOnOff = "auto"
     """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: where norms are
-    fused, but for accumulated gradients and compiled networks."""
+    fused and the device has room for them and a validation beside, but for accumulated gradients
+    and compiled networks; where they cannot be captured it goes on without."""
 
 
 @dataclass(frozen=True)

@@ -43,3 +43,8 @@ class DecodeError(UserError):
 
 class RunError(UserError):
     """An output folder or a run's state does not allow what was asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, for the inside of a sentence: its first line or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

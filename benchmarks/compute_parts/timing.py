@@ -26,6 +26,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes of a device.
+
+    Attributes:
+        allocated: of live tensors; what CUDA graphs use inside them is not counted.
+        reserved: that torch holds of the device, for tensors and for graphs.
+    """
+
+    allocated: int
+    reserved: int
+
+
+@dataclass(frozen=True)
 class Timer:
     """Times calls.
 
@@ -105,23 +118,29 @@ class Timer:
                     times[name].append(taken / in_a_row)
         return {name: failures.get(name) or statistics.median(times[name]) for name in steps}
 
-    def allocated(self) -> int:
-        """Bytes of live tensors; 0 on a CPU."""
-        return torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
+    def memory(self) -> Memory:
+        """What is there now; 0 on a CPU."""
+        if self.device.type != "cuda":
+            return Memory(0, 0)
+        return Memory(torch.cuda.memory_allocated(), torch.cuda.memory_reserved())
 
-    def reserved(self) -> int:
-        """Bytes that torch holds of the device; 0 on a CPU."""
-        return torch.cuda.memory_reserved() if self.device.type == "cuda" else 0
+    def peaks(self, step: Callable[[], object], before: Memory) -> Memory | None:
+        """Bytes beyond those ``before`` at the peak of a step; None on a CPU.
 
-    def peak_bytes(self, step: Callable[[], object], before: int) -> int | None:
-        """Bytes beyond those allocated ``before`` at the peak of a step; None on a CPU."""
+        What torch keeps of earlier steps is handed back first, so that reserved is what a step
+        needs of the device.
+        """
         if self.device.type != "cuda":
             return None
         self.synchronize()
+        free()
         torch.cuda.reset_peak_memory_stats()
         step()
         self.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return Memory(
+            torch.cuda.max_memory_allocated() - before.allocated,
+            torch.cuda.max_memory_reserved() - before.reserved,
+        )
 
 
 def attempt(call: Callable[[], Value]) -> Value | Failure:

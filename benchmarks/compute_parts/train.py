@@ -17,8 +17,10 @@ from compute_parts.networks import (
     training,
 )
 from compute_parts.scale import Bench
-from compute_parts.timing import Failure, Timer, attempt, free
+from compute_parts.timing import Failure, Memory, Timer, attempt, free
 
+KINDS = ("allocated", "reserved")
+"""Attributes of :class:`Memory`."""
 WARM_UP = 3
 COMPILE_SECONDS = 45
 """About what compiling a network takes; it is not begun with less left."""
@@ -65,11 +67,11 @@ class Cell:
 
     Attributes:
         seconds: median of a step.
-        nbytes: peak of a step with weights, momenta and clips; None on a CPU.
+        memory: peaks of a step with weights, momenta and clips; None on a CPU.
     """
 
     seconds: float
-    nbytes: int | None
+    memory: Memory | None
 
 
 def main_point(bench: Bench) -> Point:
@@ -94,7 +96,7 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
     timer = bench.within(seconds)
     short, long = bench.scale.frames
     for layout, frames in (("org32", short), ("pv32", short), ("pv32", long), ("org32", long)):
-        bench.page.title(f"Clips per GPU, {layout}, {frames} frames: ms per step, GB")
+        bench.page.title(f"Clips per GPU, {layout}, {frames} frames: ms per step, GB reserved")
         forms = runnable(bench, SWEPT)
         heads = [f"{form} {unit}" for form in forms for unit in ("ms", "GB")]
         bench.page.table("clips", *heads, "GN / BN")
@@ -112,7 +114,7 @@ def sweep_row(bench: Bench, timer: Timer, point: Point) -> None:
     for form in forms:
         cell = cells[form]
         failed = isinstance(cell, Failure)
-        shown += [cell, None] if failed else [1e3 * cell.seconds, gigabytes(cell)]
+        shown += [cell, None] if failed else [1e3 * cell.seconds, gigabytes(cell, "reserved")]
     shown.append(ratio(cells[AUTO], cells[BASE]) if AUTO in cells else None)
     bench.page.row(point.clips, *shown)
 
@@ -133,7 +135,11 @@ def compare(bench: Bench, timer: Timer, point: Point, groups: Sequence[Sequence[
     """
     page = bench.page
     page.title(f"Training step, {point}")
-    page.table("form", "ms", "clips/s", "time / BN last", "GB", "memory / BN last")
+    page.say("Allocated are live tensors, without what graphs use inside them; reserved is what")
+    page.say("the device has to have, in all rows alike.")
+    page.say()
+    heads = [f"{head}{kind}" for kind in KINDS for head in ("GB ", "/ BN last, ")]
+    page.table("form", "ms", "clips/s", "time / BN last", *heads)
     for number, group in enumerate(groups):
         forms = list(dict.fromkeys([BASE, *runnable(bench, group)]))
         cells = measure(bench, timer, point, forms, bench.scale.rounds)
@@ -151,18 +157,22 @@ def report(
         page.row(form, cell)
         return
     bench.known[f"step {point.layout} {form}"] = cell.seconds
-    relative, memory = ratio(cell, base), None
+    relative = ratio(cell, base)
     if relative is not None:
         bench.known[f"relative {point.layout} {form}"] = relative
-    if cell.nbytes is not None:
-        bench.known[f"bytes {point.layout} {form}"] = cell.nbytes
-        memory = None if isinstance(base, Failure) else cell.nbytes / (base.nbytes or 1)
-    speed = point.clips / cell.seconds
-    page.row(form, 1e3 * cell.seconds, speed, relative, gigabytes(cell), memory)
+    memory: list[float | None] = []
+    for kind in KINDS:
+        size = gigabytes(cell, kind)
+        other = None if isinstance(base, Failure) else gigabytes(base, kind)
+        if size is not None:
+            bench.known[f"{kind} {point.layout} {form}"] = size
+        memory += [size, size / other if size and other else None]
+    page.row(form, 1e3 * cell.seconds, point.clips / cell.seconds, relative, *memory)
 
 
-def gigabytes(cell: Cell) -> float | None:
-    return None if cell.nbytes is None else cell.nbytes / 1e9
+def gigabytes(cell: Cell, kind: str) -> float | None:
+    """``kind``: one of KINDS."""
+    return None if cell.memory is None else getattr(cell.memory, kind) / 1e9
 
 
 def ratio(cell: "Cell | Failure", base: "Cell | Failure") -> float | None:
@@ -176,7 +186,7 @@ def measure(
 ) -> dict[Form, Cell | Failure]:
     """Every form at a point, interleaved. A form that fails, or has no time left, says so."""
     steps: dict[str, Callable[[], None]] = {}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, Memory | None] = {}
     cells: dict[Form, Cell | Failure] = {}
     for form in forms:
         if timer.left() < (COMPILE_SECONDS if form.compiled else 0):
@@ -200,18 +210,11 @@ def measure(
 
 def warmed_up(
     bench: Bench, timer: Timer, point: Point, form: Form
-) -> tuple[Callable[[], None], int | None]:
-    """A step that has run a few times, and its peak of memory.
-
-    Of graphs what stays reserved counts, for what they hold is not allocated.
-    """
+) -> tuple[Callable[[], None], Memory | None]:
+    """A step that has run a few times, and its peaks of memory."""
     free()
-    before, reserved = timer.allocated(), timer.reserved()
+    before = timer.memory()
     made = training(bench, form, point.layout, point.clips, point.frames)
     for _ in range(0 if bench.dry else WARM_UP - 1):
         made.step()
-    peak = timer.peak_bytes(made.step, before)
-    if form.graph and peak is not None:
-        free()
-        peak = timer.reserved() - reserved
-    return made.step, peak
+    return made.step, timer.peaks(made.step, before)

@@ -13,13 +13,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from videogn.cli import main
-from videogn.commands import run_parts
 from videogn.commands import train as train_command
-from videogn.engine import memory, trainer
+from videogn.engine import compute, trainer
+from videogn.engine.compute import A_GPU, Machine
 from videogn.engine.runs import RunFolder, read_log
 from videogn.models.weights import read_info, read_weights
 from videogn.stopping import EXIT_CODE
 
+CPU = Machine(cuda=False, kernels=False, cudnn=None)
+OLD_CUDNN = Machine(cuda=True, kernels=True, cudnn=91002)
 TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
 
 
@@ -437,33 +439,26 @@ def test_the_forms_of_a_gpu_train_what_the_plain_form_trains(tiny, monkeypatch) 
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("machine", "words", "remedy"),
     [
-        (RuntimeError("operation not permitted\nmore"), ["operation not permitted", "graphs=off"]),
-        (torch.OutOfMemoryError("CUDA out of memory"), ["clips_per_gpu=4", "compute.recompute="]),
+        (CPU, ["compute.norms=fused"], "set compute.norms=auto"),
+        (CPU, ["compute.graphs=on"], "set compute.graphs=auto"),
+        (A_GPU, ["compute.graphs=on", "train.accumulation=2"], "set compute.graphs=auto"),
+        (A_GPU, ["compute.recompute=act", "train.compile=true"], "set one of them"),
+        (OLD_CUDNN, ["compute.convolutions=3d", "train.precision=bf16"], "compute.convolutions=2d"),
     ],
 )
-def test_a_pass_that_cannot_be_captured_says_what_to_set(
-    tiny, capsys, monkeypatch, error: RuntimeError, words: list[str]
+def test_what_a_machine_cannot_compute_is_said_once_before_ranks_start(
+    tiny, capsys, monkeypatch, machine: Machine, words: list[str], remedy: str
 ) -> None:
-    def fail(network: object, clips: Tensor, precision: str) -> None:
-        assert clips.shape == (4, 3, 8, 32, 32)
-        raise error
-
-    monkeypatch.setattr(run_parts, "uses_graphs", lambda *_, **__: True)
-    monkeypatch.setattr(run_parts, "replayed", fail)
-    message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
-    assert all(word in message for word in words)
-    assert message.count("\n") == 1
-
-
-def test_memory_is_asked_for_before_a_pass_is_captured(tiny, capsys, monkeypatch) -> None:
     def never(*_: object) -> None:
-        raise AssertionError("captured without room for it")
+        raise AssertionError("computed, or started ranks")
 
-    monkeypatch.setattr(run_parts, "uses_graphs", lambda *_, **__: True)
-    monkeypatch.setattr(run_parts, "replayed", never)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
-    message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
-    assert "train.clips_per_gpu=4 needs about" in message
-    assert "not one clip fits" in message
+    monkeypatch.setattr(train_command, "launch", never)
+    monkeypatch.setattr(compute, "_kernels_run", never)
+    monkeypatch.setattr(Machine, "untried", staticmethod(lambda device: machine))
+    out = f"out={tiny.folder / 'run'}"
+    message = error_of(capsys, "train", tiny.config, "--gpus", 2, out, *words)
+    assert remedy in message
+    assert message.count("\n") == 1
+    assert not (tiny.folder / "run").exists()

@@ -146,7 +146,23 @@ def test_kernels_that_do_not_run_are_told_of_and_left(monkeypatch, caplog) -> No
     assert "and more" not in caplog.text
 
 
+def test_kernels_that_are_wrong_are_told_of_and_left(monkeypatch, caplog) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compute, "group_norm", lambda x, *_, **__: x + 1)
+    assert not Machine.of(torch.device("cpu", 5)).kernels
+    assert "torch's own layers: a kernel's result is wrong" in caplog.text
+
+
 def test_kernels_that_run_are_found(monkeypatch) -> None:
     assert not Machine.of(torch.device("cpu")).kernels
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert Machine.of(torch.device("cpu")).kernels
+
+
+def test_kernels_are_left_alone_where_a_machine_is_only_looked_at(monkeypatch) -> None:
+    def never(*_arguments: object, **_options: object) -> torch.Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(compute, "group_norm", never)
+    assert Machine.untried(torch.device("cpu", 6)).kernels

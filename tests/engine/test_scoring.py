@@ -10,7 +10,7 @@ import torch
 from videogn.distributed import World
 from videogn.engine.evaluator import VideoScore
 from videogn.engine.journal import Journal
-from videogn.engine.scoring import Listed, Waits, score_list
+from videogn.engine.scoring import Listed, ReadingClock, score_list
 from videogn.errors import RunError
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -45,7 +45,7 @@ class Told:
 
 def test_what_is_scored_already_is_not_scored_again(tmp_path: Path) -> None:
     first = Told(tmp_path, stop_after=4)
-    assert score_list(first.listed, scored, Waits()) is None
+    assert score_list(first.listed, scored, ReadingClock()) is None
     again = Told(tmp_path)
     asked: list[int] = []
 
@@ -53,7 +53,7 @@ def test_what_is_scored_already_is_not_scored_again(tmp_path: Path) -> None:
         asked.extend(places)
         return scored(places)
 
-    pace = score_list(again.listed, noted, Waits())
+    pace = score_list(again.listed, noted, ReadingClock())
     assert asked == [4, 5, 6, 7, 8, 9]
     assert pace is not None
     assert pace.num_videos == 6
@@ -61,7 +61,7 @@ def test_what_is_scored_already_is_not_scored_again(tmp_path: Path) -> None:
     assert again.counts[-1] == 6
     assert [score.place for score in again.listed.collected()] == list(range(10))
     # All are there: nothing is left to do, and nothing is started for it.
-    last = score_list(Told(tmp_path).listed, lambda places: pytest.fail("started"), Waits())
+    last = score_list(Told(tmp_path).listed, lambda places: pytest.fail("started"), ReadingClock())
     assert last is not None
     assert last.num_videos == 0
 
@@ -77,13 +77,13 @@ def test_what_is_scored_already_is_not_scored_again(tmp_path: Path) -> None:
 def test_a_video_that_is_not_scored_once_is_an_error(tmp_path: Path, change, named) -> None:
     told = Told(tmp_path)
     with pytest.raises(RunError, match="not scored exactly once") as error:
-        score_list(told.listed, lambda places: scored(change(places)), Waits())
+        score_list(told.listed, lambda places: scored(change(places)), ReadingClock())
     assert str(named) in str(error.value)
 
 
 def test_scores_on_another_host_are_missed_by_name(tmp_path: Path) -> None:
     told = Told(tmp_path)
-    score_list(told.listed, scored, Waits())
+    score_list(told.listed, scored, ReadingClock())
     for path in (tmp_path / "partial").glob("*.scores"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RunError, match=r"no scores of 1 videos.*all hosts share"):
@@ -97,5 +97,5 @@ def test_an_error_in_between_keeps_what_was_scored(tmp_path: Path) -> None:
 
     told = Told(tmp_path)
     with pytest.raises(RunError, match="not finite"):
-        score_list(told.listed, broken, Waits())
+        score_list(told.listed, broken, ReadingClock())
     assert told.listed.journal.read().keys() == {0, 1, 2}

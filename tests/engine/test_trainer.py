@@ -1,6 +1,7 @@
 """The step and the loop, on made clips and a small network."""
 
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -284,3 +285,28 @@ def test_asking_early_changes_nothing(tmp_path: Path, monkeypatch, accumulation:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for run in runs:
         assert [entry["iteration"] for entry in read_log(run.folder.log)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["ask", "take"])
+def test_waiting_for_batches_is_counted_where_it_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Asking waits for the loader; taking waits for what still moves to the device."""
+    run, method = run_of(tmp_path, iterations=4), getattr(Ahead, name)
+    asleep = 0.0
+
+    def slow(source: Ahead) -> object:
+        nonlocal asleep
+        if name == "take" or not source._coming:
+            started = time.monotonic()
+            time.sleep(0.05)
+            asleep += time.monotonic() - started
+        return method(source)
+
+    monkeypatch.setattr(Ahead, name, slow)
+    train(run, START, endless(), None)
+    lines = [entry for entry in read_log(run.folder.log) if entry["kind"] == "train"]
+    # Each line is of two steps of four clips.
+    waited = sum(entry["data_wait"] * 8 / entry["clips_per_second"] for entry in lines)
+    assert len(lines) == 2
+    assert asleep <= waited * 1.01 < asleep + 0.5

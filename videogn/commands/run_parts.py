@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from videogn.commands.capturing import captured
 from videogn.commands.setup import (
     PROBE_SAMPLES,
     build_model,
     planar_room,
     reading_workers,
+    spec_of,
     train_clips,
     val_clips,
 )
@@ -28,9 +30,8 @@ from videogn.data.workers import Workers
 from videogn.distributed import World, any_rank
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
 from videogn.engine.compute import Machine, choose_execution, uses_graphs
-from videogn.engine.graphs import replayed
-from videogn.engine.memory import is_out_of_memory
-from videogn.engine.mixing import Mixing, make_mixing
+from videogn.engine.memory import MemoryPlan, check_memory
+from videogn.engine.mixing import make_mixing
 from videogn.engine.optim import build_optimizer
 from videogn.engine.percentiles import find_layer
 from videogn.engine.plan import TrainPlan
@@ -38,7 +39,7 @@ from videogn.engine.precise_bn import update_statistics
 from videogn.engine.runs import RunFolder
 from videogn.engine.trainer import Run, ValidateNow, input_dtype, set_training, wrap_for_ranks
 from videogn.engine.validation import Validation, autocast, validate
-from videogn.errors import ConfigError, RunError
+from videogn.errors import ConfigError
 from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, load_backbone
@@ -70,6 +71,7 @@ def _untold(stage: Stage, iteration: int) -> None:
 def build_run(
     prepared: Prepared,
     world: World,
+    memory: MemoryPlan,
     resume_from: Path | None,
     report: Callable[[str], None],
     stage: Callable[[Stage, int], None] = _untold,
@@ -77,14 +79,19 @@ def build_run(
     """The network with its weights and all that trains it, and where it stands.
 
     Args:
+        memory: of a step, by which it is decided whether its passes are captured.
         resume_from: checkpoint to go on from; None to begin.
         stage: is told what the process is about to do.
+
+    Raises:
+        ConfigError: the config cannot be computed here.
+        RunError: a pass cannot be captured as CUDA graphs, which are asked for.
     """
     config, plan = prepared.config, prepared.plan
     network = build_model(config.model, config.seed)
     if prepared.weights is not None and resume_from is None:
         load_backbone(network, prepared.info.spec, prepared.weights)
-    execution = train_execution(config, prepared.info.spec, Machine.of(world.device))
+    execution = execution_on(prepared, world)
     network, layout = execution.apply(network, world.device), execution.memory_format
     freeze(network, config.train.freeze)
     if config.train.percentile_layer is not None:
@@ -95,10 +102,18 @@ def build_run(
         state = load_checkpoint(resume_from, trained, prepared.info)
     train = config.train
     mixing = make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes)
-    trains = state.iteration < plan.iterations
+    graphs = None
+    if state.iteration < plan.iterations and _wants_graphs(
+        config, execution, Machine.of(world.device)
+    ):
+        set_training(network, network, train.freeze)
+        dtype = input_dtype(train, world.device, mixed=mixing is not None)
+        clips = _blank_clips(config, world.device, dtype).contiguous(memory_format=layout)
+        graphs = captured(network, clips, config, memory, world, report)
     run = Run(
         trained=trained,
-        model=_callable(prepared, network, mixing, world, execution, trains=trains),
+        model=_callable(network if graphs is None else graphs, world, compiled=train.compile),
+        captured=graphs is not None,
         info=prepared.info,
         plan=plan,
         recipe=train,
@@ -117,58 +132,40 @@ def build_run(
     return run, state
 
 
-def _callable(
-    prepared: Prepared,
-    network: nn.Module,
-    mixing: Mixing | None,
-    world: World,
-    execution: Execution,
-    *,
-    trains: bool,
-) -> nn.Module:
-    """The network as the step calls it.
+def _callable(model: nn.Module, world: World, *, compiled: bool) -> nn.Module:
+    """A network, or its graphs, as the step calls it."""
+    wrapped = wrap_for_ranks(model, world)
+    return _compiled(wrapped) if compiled else wrapped
 
-    Args:
-        trains: whether there are steps left.
-    """
-    config, model = prepared.config, network
-    graphs = uses_graphs(
+
+def _wants_graphs(config: Config, execution: Execution, machine: Machine) -> bool:
+    return uses_graphs(
         config.compute,
         execution,
-        Machine.of(world.device),
-        accumulation=prepared.plan.accumulation,
+        machine,
+        accumulation=config.train.accumulation,
         compiled=config.train.compile,
         watched=config.train.percentile_layer is not None,
     )
-    if graphs and trains:
-        set_training(network, network, config.train.freeze)
-        side = config.clip.crop_size
-        clips = torch.zeros(
-            (config.train.clips_per_gpu, 3, config.clip.num_frames, side, side),
-            dtype=input_dtype(config.train, world.device, mixed=mixing is not None),
-            device=world.device,
-        )
-        clips = clips.contiguous(memory_format=execution.memory_format)
-        model = _captured(network, clips, config.train)
-    model = wrap_for_ranks(model, world)
-    return _compiled(model) if config.train.compile else model
 
 
-def _captured(network: nn.Module, clips: Tensor, train: TrainConfig) -> nn.Module:
-    try:
-        return replayed(network, clips, train.precision)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise RunError(
-                f"train.clips_per_gpu={train.clips_per_gpu}: a training pass ran out of memory "
-                "while it was captured as CUDA graphs; set a smaller train.clips_per_gpu, "
-                "compute.recompute=act+conv_c or compute.graphs=off"
-            ) from error
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(
-            f"a training pass cannot be captured as CUDA graphs here: {line}; set "
-            "compute.graphs=off"
-        ) from error
+def check_compute(config: Config) -> None:
+    """Refuse a config that cannot be computed on this machine, without computing on it.
+
+    The process that starts the ranks can say so once. They look again, with kernels tried.
+
+    Raises:
+        ConfigError: as :func:`choose_execution` and :func:`uses_graphs`.
+    """
+    machine = Machine.untried(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _wants_graphs(config, train_execution(config, spec_of(config.model), machine), machine)
+
+
+def _blank_clips(config: Config, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(B, 3, T, H, W) of a step."""
+    clip = config.clip
+    size = (config.train.clips_per_gpu, 3, clip.num_frames, clip.crop_size, clip.crop_size)
+    return torch.zeros(size, dtype=dtype, device=device)
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -196,6 +193,30 @@ def train_execution(
         precision=precision or train.precision,
         memory_format=train.memory_format,
         compiled=train.compile,
+    )
+
+
+def execution_on(prepared: Prepared, world: World) -> Execution:
+    """The form in which a run's network trains on this device."""
+    return train_execution(prepared.config, prepared.info.spec, Machine.of(world.device))
+
+
+def memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
+    """What a step needs of this device, refused where it cannot be.
+
+    Raises:
+        RunError: naming the largest number of clips per GPU that fits.
+    """
+    clip, train = prepared.config.clip, prepared.config.train
+    return check_memory(
+        prepared.info.spec,
+        (clip.num_frames, clip.crop_size, clip.crop_size),
+        clips_per_gpu=train.clips_per_gpu,
+        precision=train.precision,
+        device=world.device,
+        execution=execution_on(prepared, world),
+        local_ranks=world.local_size,
+        averaged=train.ema_decay is not None,
     )
 
 

@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from videogn.commands.run_parts import build_run
-from videogn.commands.train import StepTime, memory_plan, prepare, time_step
+from videogn.commands.run_parts import build_run, memory_plan
+from videogn.commands.train import StepTime, prepare, time_step
 from videogn.config_files import load_config
 from videogn.distributed import World, joined_world
 from videogn.engine.arithmetic import set_arithmetic
+from videogn.engine.memory import memory_told
 from videogn.engine.plan import TrainPlan
 
 
@@ -59,9 +60,10 @@ def _found(asked: Asked, world_size: int) -> Found:
         return Found(prepared.plan, None)
     with joined_world() as world:
         set_arithmetic(prepared.config.train.precision, fixed_shapes=True)
-        memory_plan(prepared, world)
-        run, _ = build_run(prepared, World(0, 1, world.device), None, _silent)
-        time = time_step(prepared, run)
+        memory = memory_plan(prepared, world)
+        run, _ = build_run(prepared, World(0, 1, world.device), memory, None, _silent)
+        with memory_told(memory, "a step", graphs=run.captured):
+            time = time_step(prepared, run)
     del run
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

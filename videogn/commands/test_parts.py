@@ -46,7 +46,7 @@ from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
 from videogn.engine.recipes import Choice, choose_recipe, compiled, make_ready
 from videogn.engine.runs import RunFolder
-from videogn.engine.scoring import Listed, Waits, score_list
+from videogn.engine.scoring import Listed, ReadingClock, score_list
 from videogn.errors import RunError
 from videogn.files import printable
 from videogn.models.folding import fold_batch_norms
@@ -253,7 +253,7 @@ class Job:
 
     def run(self, world: World, watch: Watchdog) -> int:
         """Score what is not scored yet, on this rank and the others."""
-        prepared, waits = self.prepared, Waits()
+        prepared, waits = self.prepared, ReadingClock()
         # Videos have many shapes, and measuring for each would take longer than it gains.
         set_arithmetic(prepared.precision, fixed_shapes=False)
         listed = Listed(
@@ -306,7 +306,7 @@ def _score(
     measure_of: MeasureOf,
     world: World,
     places: Sequence[int],
-    waits: Waits,
+    waits: ReadingClock,
 ) -> Iterator[VideoScore]:
     """Scores of the videos of these places."""
     config = prepared.config

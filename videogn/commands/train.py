@@ -16,10 +16,12 @@ from videogn.commands.launching import launch, must_launch
 from videogn.commands.run_parts import (
     Prepared,
     build_run,
+    check_compute,
     check_percentile_layer,
+    execution_on,
     freeze,
+    memory_plan,
     train_batches,
-    train_execution,
     validation,
 )
 from videogn.commands.setup import (
@@ -41,9 +43,8 @@ from videogn.data.list_checks import VideoRecord
 from videogn.distributed import World, from_first_rank, gather_over_ranks, joined_world
 from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.checkpoint import TrainingState
-from videogn.engine.compute import Machine
 from videogn.engine.lock import run_lock
-from videogn.engine.memory import MemoryPlan, check_memory
+from videogn.engine.memory import memory_told
 from videogn.engine.plan import TrainPlan, make_plan
 from videogn.engine.rehearsal import rehearse
 from videogn.engine.resuming import share_batch
@@ -51,7 +52,6 @@ from videogn.engine.runs import RunFolder, RunLog, check_folder, check_lists, cl
 from videogn.engine.trainer import Run, set_training, train, train_step
 from videogn.errors import DecodeError, RunError
 from videogn.files import write_text
-from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import check_backbone, read_weights
 from videogn.stopping import EXIT_CODE, stop_request
@@ -101,6 +101,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     """Read the lists and the weight file, and check that they and the config agree."""
     check_augmentation(loaded.config)
     config = _keep_batch(loaded.config, world_size)
+    check_compute(config)
     folder = RunFolder(Path(config.out))
     check_folder(folder, config)
     num_classes = config.model.num_classes
@@ -204,7 +205,7 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     resume_from = from_first_rank(newest)
     # Before a pass is captured, which would run out of memory and know less of the remedy.
     memory = memory_plan(prepared, world)
-    run, state = build_run(prepared, world, resume_from, report, watch.stage)
+    run, state = build_run(prepared, world, memory, resume_from, report, watch.stage)
     if world.is_main:
         claim(folder, prepared.config, _lists(prepared))
         if resume_from is not None:
@@ -215,35 +216,16 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
         report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
         return 0
     seconds = rehearse(run, prepared.config.clip, memory)
-    report(memory.line())
+    report(memory.line(graphs=run.captured))
     report(prepared.plan.ends_line(seconds, datetime.now().astimezone(), done=state.iteration))
     batches = train_batches(prepared, world, report, state.iteration, prepared.plan.iterations)
-    state = train(run, state, batches, validation(prepared, run))
+    with memory_told(memory, "training or validation", graphs=run.captured):
+        state = train(run, state, batches, validation(prepared, run))
     if state.iteration == prepared.plan.iterations == state.settled:
         report(f"done: {folder.path}")
         return 0
     _tell_stopped(run, state)
     return EXIT_CODE
-
-
-def _execution(prepared: Prepared, world: World) -> Execution:
-    """The form in which the network trains on this device."""
-    return train_execution(prepared.config, prepared.info.spec, Machine.of(world.device))
-
-
-def memory_plan(prepared: Prepared, world: World) -> MemoryPlan:
-    """What a step needs of this device, refused where it cannot be."""
-    clip, train = prepared.config.clip, prepared.config.train
-    return check_memory(
-        prepared.info.spec,
-        (clip.num_frames, clip.crop_size, clip.crop_size),
-        clips_per_gpu=train.clips_per_gpu,
-        precision=train.precision,
-        device=world.device,
-        execution=_execution(prepared, world),
-        local_ranks=world.local_size,
-        averaged=train.ema_decay is not None,
-    )
 
 
 def _tell_stopped(run: Run, state: TrainingState) -> None:
@@ -290,7 +272,7 @@ def _header(prepared: Prepared, world: World) -> Iterator[str]:
         f"{spec.num_classes} classes"
     )
     yield f"weights     {prepared.config.model.weights or 'random'}"
-    yield f"compute     {_execution(prepared, world)}"
+    yield f"compute     {execution_on(prepared, world)}"
     yield f"input       mean {_triple(info.mean)}  std {_triple(info.std)}"
     num_val = len(prepared.val_list.records) if prepared.val_list else 0
     yield f"videos      {prepared.plan.num_videos:,} to train on, {num_val:,} to validate on"
@@ -334,9 +316,11 @@ def dry_run(prepared: Prepared, world: World) -> int:
     # Whole, whatever index there is.
     whole = video_opener(replace(config.data, index="never"), "train")
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
-    _say(memory_plan(prepared, world).line())
-    run, _ = build_run(prepared, World(0, 1, world.device), None, _say)
-    _say(_step_line(prepared, run))
+    memory = memory_plan(prepared, world)
+    run, _ = build_run(prepared, World(0, 1, world.device), memory, None, _say)
+    _say(memory.line(graphs=run.captured))
+    with memory_told(memory, "a step", graphs=run.captured):
+        _say(_step_line(prepared, run))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0
 

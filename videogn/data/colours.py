@@ -6,7 +6,6 @@ training step's host longer than the network's. Shapes: U frames, H x W pixels; 
 
 import functools
 import importlib
-import logging
 from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-logger = logging.getLogger("videogn")
+from videogn.trying import works
 
 BLOCK = 512
 
@@ -121,18 +120,22 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 
 @functools.cache
 def _tried(device: torch.device) -> ModuleType | None:
-    """Triton compiles with the machine's C compiler, which may be missing: so it is tried once."""
-    try:
-        kernels = importlib.import_module("videogn.data.colours_triton")
+    """The kernels where they run on a device and are right; tried once, with a warning if not."""
+
+    def grey_of_grey() -> bool:
         grey = torch.full((1, 6), 128, dtype=torch.uint8, device=device)
         planes = ((2, 2), (1, 1))
         what = Conversion(
             planes, planes, (2, 2), (0, 0, 2, 2), False, (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)
         )
-        if not bool((finish(grey, what, kernels) == 128).all()):
-            raise RuntimeError("the kernel's result is wrong")
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("colours are worked out by torch's own operations: %s", reason)
-        return None
-    return kernels
+        return bool((finish(grey, what, _kernels()) == 128).all())
+
+    return (
+        _kernels()
+        if works(grey_of_grey, "colours are worked out by torch's own operations")
+        else None
+    )
+
+
+def _kernels() -> ModuleType:
+    return importlib.import_module("videogn.data.colours_triton")

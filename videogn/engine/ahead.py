@@ -6,10 +6,12 @@ Shapes: B clips of T frames of H x W pixels.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Batch(Protocol):
@@ -119,16 +121,17 @@ class Waits:
         self._open: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds = 0.0
 
-    def during(self, work: Callable[[], None], clock: Callable[[], float]) -> None:
-        """Do something that the device may have to wait for."""
+    def during(self, work: Callable[[], T], clock: Callable[[], float]) -> T:
+        """Do something that the device may have to wait for, and return what comes of it."""
         before = clock()
         if self._device.type != "cuda":
-            work()
+            made = work()
             self._seconds += clock() - before
-            return
-        ends = self._mark()
-        work()
-        self._open.append((ends, self._mark()))
+            return made
+        begun = self._mark()
+        made = work()
+        self._open.append((begun, self._mark()))
+        return made
 
     def take(self) -> float:
         """The seconds since this was last asked; waits until the GPU has come so far."""

@@ -1,8 +1,7 @@
 """Which form of a network is the fastest correct one on a device."""
 
 import functools
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,8 +14,7 @@ from videogn.models.kernels.launch import is_available
 from videogn.models.kernels.norm import group_norm
 from videogn.models.norm import GROUP_NORMS
 from videogn.models.spec import NetworkSpec
-
-logger = logging.getLogger(__name__)
+from videogn.trying import works
 
 VIDEO_FAMILIES = ("i3d", "zoo")
 FUSED_NORMS = ("bn", "gn", "ln", "in")
@@ -39,28 +37,32 @@ class Machine:
 
     @staticmethod
     def of(device: torch.device) -> "Machine":
-        """The machine of a device."""
+        """The machine of a device, whose kernels are tried."""
+        machine = Machine.untried(device)
+        return replace(machine, kernels=machine.kernels and _kernels_run(device))
+
+    @staticmethod
+    def untried(device: torch.device) -> "Machine":
+        """The machine of a device as far as can be known without computing on it.
+
+        For processes that start others: a GPU's memory is not touched, and kernels for which a
+        compiler is missing are taken for sound.
+        """
         cuda = device.type == "cuda"
         version = torch.backends.cudnn.version() if cuda else None  # type: ignore[no-untyped-call]
-        return Machine(cuda, is_available(device) and _kernels_run(device), version)
+        return Machine(cuda, is_available(device), version)
 
 
 @functools.cache
 def _kernels_run(device: torch.device) -> bool:
-    """Whether the kernels run on a device and are right; tried once, for Triton needs a C compiler.
+    """Whether the kernels run on a device and are right; tried once, with a warning if not."""
 
-    Where they should and do not, a warning says why.
-    """
-    x = torch.tensor([[-1.0, 1.0]], device=device)
-    try:
+    def relu_of_a_norm() -> bool:
+        x = torch.tensor([[-1.0, 1.0]], device=device)
         found = group_norm(x, torch.ones_like(x[0]), torch.zeros_like(x[0]), 1, relu=True)
-        if not torch.allclose(found, x.relu(), atol=1e-4):
-            raise RuntimeError("a kernel's result is wrong")
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning("norms are computed by torch's own layers: %s", reason)
-        return False
-    return True
+        return torch.allclose(found, x.relu(), atol=1e-4)
+
+    return works(relu_of_a_norm, "norms are computed by torch's own layers")
 
 
 A_GPU = Machine(cuda=True, kernels=True, cudnn=None)

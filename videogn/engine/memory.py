@@ -9,8 +9,8 @@ peak. Shapes: B clips of T frames of H x W, uint8 as they come from the readers.
 
 import gc
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import psutil
@@ -47,6 +47,16 @@ TRACED_BATCHES = (2, 3)
 SLACK = 1.1
 """What a device should have for each byte that comes and goes in a step: torch's allocator rounds
 and leaves holes, and kernels take some of their own. Assumed, not measured."""
+
+GRAPHS = 1.4
+"""What a training pass that is captured as CUDA graphs keeps for each byte of a step: 1.28 to 1.37
+on an H200 (benchmarks/compute_nvidia-h200_2026-11-26.md), reserved to allocated."""
+BESIDE_GRAPHS = 0.2
+"""What else a device should have for each byte of a step: validation cannot use what graphs keep,
+and its passes keep nothing for a backward pass. Assumed, not measured."""
+
+OUT_OF_MEMORY = ("_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "[CUDA]: out of memory")
+"""How cuDNN and cuBLAS, CUDA itself and Triton say it, in errors of no type of its own."""
 
 GB = 10**9
 CARDS_GB = (16, 24, 40, 80, 141)
@@ -126,8 +136,32 @@ class MemoryPlan:
         """The most clips per GPU that fit."""
         return self.step.largest_batch(self.available_bytes)
 
-    def line(self) -> str:
-        """The plan as one line of text."""
+    @property
+    def graphs_bytes(self) -> int:
+        """What the steps keep where they are captured as CUDA graphs."""
+        return math.ceil(GRAPHS * self.step.peak(self.clips_per_gpu))
+
+    @property
+    def room_for_graphs(self) -> int:
+        """What there should be for them and for the validation beside them."""
+        return math.ceil((GRAPHS + BESIDE_GRAPHS) * self.step.peak(self.clips_per_gpu))
+
+    def graphs_fault(self) -> str | None:
+        """Why steps should not be captured as CUDA graphs here; None where they fit."""
+        if self.room_for_graphs <= self.available_bytes:
+            return None
+        return (
+            f"CUDA graphs and a validation beside them take about {gib(self.room_for_graphs)}, "
+            f"plain steps {gib(self.step.peak(self.clips_per_gpu))}, and "
+            f"{gib(self.available_bytes)} are free"
+        )
+
+    def line(self, *, graphs: bool = False) -> str:
+        """The plan as one line of text.
+
+        Args:
+            graphs: whether steps are captured as CUDA graphs.
+        """
         step, clips = self.step, self.clips_per_gpu
         kept = step.kept.peak(clips)
         passing = step.peak(clips) - step.state_bytes - kept
@@ -137,6 +171,7 @@ class MemoryPlan:
             f"{gib(kept)} kept of {_clips(clips)} + {gib(passing)} in passing "
             f"= {gib(step.peak(clips))} of {gib(self.available_bytes)} free; "
             f"{tight}{_clips(self.largest_batch)} should fit"
+            + (f"; as CUDA graphs {gib(self.graphs_bytes)}" if graphs else "")
         )
 
     def check(self) -> None:
@@ -306,15 +341,38 @@ def measure_step(
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has too little memory, by torch or by its libraries."""
-    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
-
-
-def out_of_memory(plan: MemoryPlan) -> RunError:
-    """The error of a step for which the device had too little memory."""
-    return RunError(
-        f"train.clips_per_gpu={plan.clips_per_gpu}: a step ran out of memory, of which "
-        f"{gib(plan.available_bytes)} were free; by prediction {plan.remedy()}"
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in OUT_OF_MEMORY
     )
+
+
+def out_of_memory(plan: MemoryPlan, what: str = "a step", *, graphs: bool = False) -> RunError:
+    """The error of a step, or of something else, for which the device had too little memory.
+
+    Args:
+        graphs: whether steps are captured as CUDA graphs.
+    """
+    told = f"{what} ran out of memory, of which {gib(plan.available_bytes)} were free"
+    remedy = f"by prediction {plan.remedy()}"
+    if graphs:
+        more = plan.graphs_bytes - plan.step.peak(plan.clips_per_gpu)
+        remedy = f"set compute.graphs=off, which takes about {gib(more)} less, or {remedy}"
+    return RunError(f"train.clips_per_gpu={plan.clips_per_gpu}: {told}; {remedy}")
+
+
+@contextmanager
+def memory_told(plan: MemoryPlan, what: str, *, graphs: bool) -> Iterator[None]:
+    """Within it, that the device has too little memory is told with a remedy.
+
+    Raises:
+        RunError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(plan, what, graphs=graphs) from error
 
 
 def _two_steps(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -17,6 +17,8 @@ from videogn.engine.metrics import Tally
 from videogn.engine.plan import TrainPlan
 from videogn.engine.runs import RunLog
 from videogn.errors import RunError
+
+T = TypeVar("T")
 
 MIN_TOLERATED_FAILURES = 1
 """One unreadable video never stops a run, however short the list."""
@@ -78,9 +80,9 @@ class Meter:
             return
         self._tally = Tally(torch.tensor(mine, dtype=torch.float64, device=world.device))
 
-    def waiting(self, work: Callable[[], None]) -> None:
+    def waiting(self, work: Callable[[], T]) -> T:
         """Do something that brings data, counting the time that the device waits for it."""
-        self._waits.during(work, time.monotonic)
+        return self._waits.during(work, time.monotonic)
 
     def add(
         self,

@@ -4,8 +4,12 @@ Speeds are measured in docs/testing.md; all give the same scores but for roundin
 """
 
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +19,16 @@ from torch import Tensor, nn
 
 from videogn.engine.evaluator import fastest_format
 from videogn.engine.pass_size import Measure
-from videogn.errors import RunError, UserError
+from videogn.errors import RunError, UserError, first_line
 from videogn.models.folding import fold_batch_norms
 from videogn.models.views import LAST, use_views
 
 COMPILE_PAYS = 1_000_000_000
 """Frames times pixels of a test from which compiling, a minute or two on each process, is repaid
 several times over."""
+
+COMPILER_SECONDS = 60
+"""For a few lines, which take a second; then the compiler counts as broken."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +84,49 @@ def choose_recipe(
 def _check_compiled(view: tuple[int, int, int] | None) -> tuple[str, ...]:
     fault = compiler_fault()
     if fault is not None:
-        raise UserError(f"test.recipe=compiled: {fault}; install one, or set test.recipe=views")
+        raise UserError(
+            f"test.recipe=compiled: {fault}; install a C++ compiler, or set test.recipe=views"
+        )
     if view is None:
         return ("note: test.recipe=compiled compiles anew for every width of these whole frames",)
     return ()
 
 
 def compiler_fault() -> str | None:
-    """Why torch.compile cannot work on this CPU; None where nothing is known to be missing."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names):
-        return f"there is no C++ compiler ({' or '.join(names)})"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.exists():
-        return f"the C++ compiler lacks Python's headers ({header}, package python3-dev)"
-    return None
+    """Why torch.compile cannot work on this CPU; None where the compiler has been seen to work."""
+    # The one that torch takes.
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    command = shlex.split(os.environ.get("CXX") or default) or [default]
+    if shutil.which(command[0]) is None:
+        return f"there is no C++ compiler ({command[0]})"
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").exists():
+        return f"the C++ compiler lacks Python's headers ({headers / 'Python.h'}, python3-dev)"
+    return _fault_of(command, headers)
+
+
+def _fault_of(command: list[str], headers: Path) -> str | None:
+    """Compile and link a few lines, and say what fails."""
+    threads = [] if sys.platform == "darwin" else ["-fopenmp"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "tried.cpp", Path(folder) / "tried.so"
+        source.write_text("#include <Python.h>\n#include <vector>\nstd::vector<int> tried;\n")
+        options = [*threads, "-shared", "-fPIC", f"-I{headers}", str(source), "-o", str(library)]
+        try:
+            done = subprocess.run(
+                [*command, *options],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=COMPILER_SECONDS,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"the C++ compiler {command[0]} does not run ({first_line(error)})"
+        if done.returncode == 0 and library.exists():
+            return None
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+    return f"the C++ compiler {command[0]} does not work ({said})"
 
 
 def _precision_notes(precision: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from videogn.config import ClipConfig
-from videogn.engine.memory import MemoryPlan, is_out_of_memory, out_of_memory
+from videogn.engine.memory import MemoryPlan, memory_told
 from videogn.engine.percentiles import check_called, watched
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.trainer import Run, network_input, set_training
@@ -27,15 +27,14 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
     buffers = Buffers(run.trained.network)
     set_training(run.model, run.trained.network, run.frozen)
     try:
-        with watched(run.trained.network, layer, keep=run.world.is_main) as seen:
+        with (
+            memory_told(memory, "a step", graphs=run.captured),
+            watched(run.trained.network, layer, keep=run.world.is_main) as seen,
+        ):
             for _ in range(2):
                 started = time.monotonic()
                 _pass(run, clip)
                 seconds = time.monotonic() - started
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory(memory) from error
     finally:
         buffers.restore()
         run.trained.optimizer.zero_grad(set_to_none=True)

@@ -23,8 +23,8 @@ ScoreVideos = Callable[[Sequence[int]], Iterator[VideoScore]]
 
 
 @dataclass
-class Waits:
-    """How much of the time went by waiting for data, on one rank.
+class ReadingClock:
+    """Times how long one rank waits for data.
 
     Attributes:
         seconds: in the iterator of videos.
@@ -102,7 +102,7 @@ class Listed:
         return [found[place] for place in range(self.num_videos)]
 
 
-def score_list(listed: Listed, score_videos: ScoreVideos, waits: Waits) -> Pace | None:
+def score_list(listed: Listed, score_videos: ScoreVideos, waits: ReadingClock) -> Pace | None:
     """Score those videos of the list that are not scored yet, and write each down at once.
 
     Rank r takes each R-th of them, from the r-th on, so that all have equally many but for one.

@@ -61,6 +61,7 @@ class Run:
     Attributes:
         trained: the network and all that changes with it.
         model: the network as the step calls it: wrapped for several ranks, or compiled.
+        captured: whether the model's training pass is CUDA graphs.
         mixing: mixes the clips of a batch, where the recipe wants it.
         frozen: names of the parts of the network that are not trained.
         memory_format: of the clips, and of the network's weights.
@@ -81,6 +82,7 @@ class Run:
     seed: int
     report: Callable[[str], None]
     memory_format: torch.memory_format = torch.contiguous_format
+    captured: bool = False
     name_of: Callable[[int], str] = str
     mixing: Mixing | None = None
     frozen: tuple[str, ...] = ()
@@ -246,7 +248,8 @@ def train(
     while state.iteration < run.plan.iterations and not stop:
         iteration = state.iteration
         bring(iteration)
-        parts = source.take()
+        # The device waits here for what is still on its way to it.
+        parts = meter.waiting(source.take)
         buffers.keep()
         is_last = iteration + 1 == run.plan.iterations
         early = source.overlaps and not is_last
