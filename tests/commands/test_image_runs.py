@@ -82,7 +82,12 @@ def test_data_commands_take_a_tree_of_images(config: Path, capsys) -> None:
     assert "jpeg (11)" in capsys.readouterr().out
     assert main(["data", "index", tree, "--workers", "1"]) == 0
     assert "an image" in capsys.readouterr().out
-    assert main(["data", "show", str(config), "--num", "3", "--out", str(folder / "a.png")]) == 0
+    shown = []
+    for word in ("train.lighting=0.05", "train.lighting=0.5", "train.rand_augment=2"):
+        out = str(folder / "a.png")
+        assert main(["data", "show", str(config), word, "--num", "3", "--out", out]) == 0
+        shown.append(Path(out).read_bytes())
+    assert len(set(shown)) == 3
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import READERS, VideoOpener
 from videogn.data.probing import probe
-from videogn.data.transforms import draw_area_box
+from videogn.data.transforms import draw_area_box, draw_augmentation, source_box
 from videogn.data.workers import Workers
 from videogn.errors import DecodeError
 
@@ -281,6 +281,23 @@ def test_clips_of_random_area_are_scaled_bicubically(write, make_video) -> None:
             clip = found.rgb().permute(1, 2, 3, 0).numpy()
             assert shown.tolist() == list(range(len(frames)))
             assert np.array_equal(clip, redrawn(frames, [seed]))
+
+
+def test_clips_at_a_random_scale_are_scaled_bicubically_too(write) -> None:
+    pixels = picture(90, 70)
+    path = write("a.png", encoded(pixels, "PNG"))
+    sizes = {"short_side_min": 40, "short_side_max": 60}
+    clips = RandomClips(**{**vars(area_clips()), **sizes, "random_area": False})
+    for seed in range(5):
+        found, _ = clips.read(path, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        rng.integers(1)
+        draw = draw_augmentation(rng, 40, 60, 0.5)
+        box = source_box(draw, 90, 70, 32)
+        part = pixels[box.rows, box.columns]
+        wanted = cv2.resize(part, (32, 32), interpolation=cv2.INTER_CUBIC)
+        wanted = wanted[:, ::-1] if draw.flip else wanted
+        assert np.array_equal(found.rgb()[:, 0].permute(1, 2, 0), wanted)
 
 
 def test_center_clip_and_center_test_scale_stills_bicubically(write) -> None:

@@ -209,8 +209,14 @@ def clips_of(
 
 def train_clips(config: Config, key: str, device: torch.device) -> Clips:
     """How a config's augmented clips of the list ``data.<key>`` are made."""
-    opener = video_opener(config.data, key)
-    clips = clips_of(config.clip, opener, train_room(config, device))
+    return augmented_clips(config, video_opener(config.data, key), train_room(config, device))
+
+
+def augmented_clips(
+    config: Config, open_video: Callable[[str], VideoReader], planar_room: float = 0.0
+) -> Clips:
+    """How a config's clips are cut out of videos and changed for training."""
+    clips = clips_of(config.clip, open_video, planar_room)
     changes = changes_of(config.train)
     return ChangedClips(clips, *changes) if changes else clips
 
