@@ -84,6 +84,8 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "bomb of one row.png": (png_of(2**24, 1, 8, 0, bytes(10**6)), "huge"),
         "bomb.jpg": (with_jpeg_size(jpeg, 65500, 65500), "huge"),
         "bomb.webp": (webp_canvas(16384, 16384), "huge"),
+        "bomb lossless.webp": (lossless[:21] + b"\xff\xff\xff\x0f" + lossless[25:], "huge"),
+        "bomb lossy.webp": (webp[:26] + b"\xff\x3f\xff\x3f" + webp[30:], "huge"),
         "bomb of passes.jpg": (steps[:-2] + steps[last:-2] * 100 + steps[-2:], "huge"),
     }
 

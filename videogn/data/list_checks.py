@@ -158,8 +158,10 @@ def checked(
     fence = fence_of([entry.name for entry in entries], folder, expected)
     seen: dict[str, Entry] = {}
     records, num_repeated = [], 0
+    start = str(folder)
     for entry in entries:
-        path = os.path.abspath(folder / entry.name)  # noqa: PTH100 - resolve() would follow links
+        # Not resolve(): it would follow links.
+        path = os.path.abspath(os.path.join(start, entry.name))  # noqa: PTH100, PTH118
         fault = (
             (name_fault(entry.name) if written else None)
             or _label_fault(entry, expected.num_classes)
