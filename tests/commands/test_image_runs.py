@@ -45,7 +45,8 @@ def test_a_tree_of_images_is_trained_on_and_tested(config: Path, capsys) -> None
     assert found["top1"] > 60
 
 
-def test_the_same_run_twice_has_the_same_weights(config: Path) -> None:
+@pytest.mark.dist
+def test_losses_do_not_depend_on_workers(config: Path) -> None:
     folders = [config.parent / name for name in ("a", "b")]
     for number, out in enumerate(folders):
         words = ["train.iterations=2", "data.val=''", f"data.num_workers={number}"]
