@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from videogn.commands.options import add_list_options, read_list
-from videogn.commands.setup import clips_of, list_of, video_opener
+from videogn.commands.setup import augmented_clips, list_of, video_opener
 from videogn.config import ClipConfig, Config
 from videogn.config_files import from_tree, load_config
 from videogn.data.annotations import spread
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(arguments.out)
     config = _config(arguments)
     videos, opener = _videos(arguments, config)
-    dataset = TrainDataset(videos.records, clips_of(config.clip, opener), config.seed)
+    dataset = TrainDataset(videos.records, augmented_clips(config, opener), config.seed)
     places = range(len(videos.records))
     rows = [_row(videos, dataset, place) for place in spread(places, arguments.num)]
     draw(rows, arguments.out)

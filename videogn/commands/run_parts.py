@@ -13,10 +13,10 @@ from videogn.commands.capturing import captured
 from videogn.commands.setup import (
     PROBE_SAMPLES,
     build_model,
-    planar_room,
     reading_workers,
     spec_of,
     train_clips,
+    train_room,
     val_clips,
 )
 from videogn.config import Config, TrainConfig
@@ -284,7 +284,7 @@ def train_batches(
     workers = reading_workers(config.data, world, dataset, keys, config.train.clips_per_gpu)
     where = (
         "on the device where that is less to send"
-        if planar_room(config.data, world.device) and not config.train.rand_augment
+        if train_room(config, world.device)
         else "as they are read"
     )
     report(f"reading     {workers.line()}, clips finished {where}")
