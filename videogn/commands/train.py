@@ -59,11 +59,11 @@ COLLECTIVE_FACTOR = 1.5
 """Ranks wait for each other a little longer than the watchdog, whose message says more."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, example: str = "configs/kinetics400/i3d_r50_gn_32x2_b8.yaml"
+) -> None:
     """The options of ``videogn train``."""
-    parser.add_argument(
-        "config", help="YAML file, such as configs/kinetics400/i3d_r50_gn_32x2_b8.yaml"
-    )
+    parser.add_argument("config", help=f"YAML file, such as {example}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values to change")
     parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
     parser.add_argument(

@@ -168,7 +168,8 @@ class TrainPlan:
             )
         same_lr = math.isclose(self.base_lr, RECIPE.base_lr)
         same_batch = self.base_batch == RECIPE.base_batch
-        if same_lr == same_batch:
+        # Recipes that are counted in epochs, as those of images are, are other recipes.
+        if same_lr == same_batch or self.keeps_epochs:
             return
         changed, left = ("base_batch", "base_lr") if same_lr else ("base_lr", "base_batch")
         scaled = scale_learning_rate(RECIPE.base_lr, RECIPE.base_batch, self.global_batch)
