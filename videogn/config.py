@@ -166,6 +166,10 @@ class ClipConfig:
     """Smallest short side in training; the short side in testing."""
     short_side_max: PositiveInt = 320
     crop_size: PositiveInt = 224
+    augmentation: Literal["scale", "area"] = "scale"
+    """Crops of training. ``scale``: squares at a short side between ``short_side_min`` and
+    ``short_side_max``, as the paper has for video; ``area``: 8 to 100 % of the frame's area at an
+    aspect of 3:4 to 4:3, scaled to ``crop_size`` bicubically, as the paper has for ImageNet."""
     flip_probability: Fraction = 0.5
     """Chance that a training clip is mirrored left to right; 0 where direction is the class."""
 
@@ -251,6 +255,12 @@ class TrainConfig:
     frames the same; 0 for none."""
     rand_augment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """Strength of each, in steps of a thirtieth of torchvision's range."""
+    color_jitter: Fraction = 0.0
+    """Brightness, contrast and saturation of each augmented clip are multiplied, in random order,
+    by factors in [1 - x, 1 + x]; 0 for none. The paper has 0.4 for ImageNet, none for video."""
+    lighting: NonNegativeFloat = 0.0
+    """Standard deviation of AlexNet's noise along the main axes of ImageNet's colours; 0 for none.
+    The paper has 0.1 for ImageNet, none for video."""
     max_failed_fraction: Fraction = 0.01
     """Training stops once more than this share of the list could not be decoded, but never for a
     single video."""

@@ -6,14 +6,20 @@ import torch
 from videogn.cli import main
 from videogn.commands.setup import train_clips, val_clips
 from videogn.config import ClipConfig, Config, DataConfig, TrainConfig
+from videogn.data.changed import ChangedClips
 from videogn.data.dataset import CenterClips, RandomClips
-from videogn.data.rand_augment import RandAugmentedClips
 
 CUDA = torch.device("cuda")  # named, not used
 
 
 def config_of(pixels: str = "auto", **train) -> Config:
-    clip = ClipConfig(num_frames=4, short_side_min=32, short_side_max=40, crop_size=32)
+    clip = ClipConfig(
+        num_frames=4,
+        short_side_min=32,
+        short_side_max=40,
+        crop_size=32,
+        augmentation=train.pop("augmentation", "scale"),
+    )
     return Config(
         DataConfig(train="a", val="a", pixels=pixels), clip=clip, train=TrainConfig(**train)
     )
@@ -31,22 +37,35 @@ def test_validation_clip_follows_its_key() -> None:
     assert isinstance(train_clips(config, "train", CUDA), RandomClips)
 
 
+FINISHING = [
+    {"rand_augment": 2},
+    {"color_jitter": 0.4},
+    {"lighting": 0.1},
+    {"augmentation": "area"},
+]
+
+
 @pytest.mark.parametrize("pixels", ["auto", "cpu"])
-def test_rand_augment_has_its_frames_finished_where_they_are_decoded(pixels: str) -> None:
-    config = config_of(pixels, rand_augment=2)
+@pytest.mark.parametrize("setting", FINISHING, ids=lambda setting: next(iter(setting)))
+def test_what_changes_frames_has_them_finished_where_they_are_decoded(pixels, setting) -> None:
+    config = config_of(pixels, **setting)
     for clips in (train_clips(config, "train", CUDA), val_clips(config, CUDA)):
-        assert isinstance(clips, RandAugmentedClips)
-        assert clips.num_bytes == 4 * 32 * 32 * 3  # no room for more than finished frames
-    center = config_of(pixels, rand_augment=2, val_clip="center")
+        assert isinstance(clips, RandomClips if "augmentation" in setting else ChangedClips)
+        assert clips.num_bytes == 4 * 32 * 32 * 3
+        assert getattr(clips, "_clips", clips).planar_room == 0
+    center = config_of(pixels, val_clip="center", **setting)
     assert isinstance(val_clips(center, CUDA), CenterClips)
 
 
-def test_rand_augment_on_the_device_is_refused(tiny, capsys) -> None:
+@pytest.mark.parametrize("setting", FINISHING, ids=lambda setting: next(iter(setting)))
+def test_what_changes_frames_is_refused_on_the_device(setting, tiny, capsys) -> None:
     out = tiny.folder / "run"
-    words = ["train", str(tiny.config), f"out={out}", "train.rand_augment=2", "data.pixels=device"]
-    assert main(words) == 2
+    [(name, value)] = setting.items()
+    word = f"{'clip' if name == 'augmentation' else 'train'}.{name}={value}"
+    assert main(["train", str(tiny.config), f"out={out}", word, "data.pixels=device"]) == 2
     said = capsys.readouterr().err
-    assert "train.rand_augment=2" in said
+    assert said.count("\n") == 1
+    assert word in said
     assert "data.pixels=device" in said
     assert not out.exists()
 

@@ -233,3 +233,81 @@ def test_trees_and_csvs_are_listed_as_they_are_read(tmp_path: Path) -> None:
     assert videos[3].path == f"{source}:5"
     assert videos[4].path == str(tmp_path / "id_000001_000002.mp4")
     assert "whole seconds" in (videos[3].fault or "")
+
+
+def test_tree_of_images_where_it_holds_no_video(tmp_path: Path, caplog) -> None:
+    touch(tmp_path, "n02/n02_10.JPEG", "n02/n02_9.JPEG", "n01-x/a.png", "n01/deep/b.webp")
+    touch(tmp_path, "n01/c.jpg", "n01/.d.jpg", "n01/notes.txt", "n02/e.gif")
+    for layout in ("auto", "tree"):
+        videos = read_videos(str(tmp_path), num_classes=3, format=layout)
+        assert videos.class_names == ("n01", "n01-x", "n02")
+        assert [(r.name, r.label) for r in videos.records] == [
+            ("n01/c.jpg", 0),
+            ("n01/deep/b.webp", 0),
+            ("n01-x/a.png", 1),
+            ("n02/n02_10.JPEG", 2),
+            ("n02/n02_9.JPEG", 2),
+        ]
+        assert all(r.path == str(tmp_path / r.name) for r in videos.records)
+    assert not caplog.messages
+
+
+def test_tree_of_both_keeps_to_the_videos_and_tells_what_is_left_out(tmp_path, caplog) -> None:
+    touch(tmp_path, "run/a.mp4", "run/a.jpg", "run/b.jpg", "jump/c.mp4", "jump/covers/c.png")
+    with caplog.at_level(logging.WARNING, "videogn"):
+        videos = read_videos(str(tmp_path), num_classes=2)
+    assert [r.name for r in videos.records] == ["jump/c.mp4", "run/a.mp4"]
+    [told] = caplog.messages
+    assert "3 images beside 2 videos are left out" in told
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "JPEG"])
+def test_trees_are_read_as_paths_sort_them_and_links_are_fenced(suffix, tmp_path: Path) -> None:
+    """Against pathlib, which the reader does without: it is slow on millions of files."""
+    root = tmp_path / "tree"
+    names = ("a/b c", "a/b", "a/b/c", "a/b-c/d", "a/b.c/d", "a/.h/i", "a-a/b", "a.a/z", "ä/\udcff")
+    touch(root, *(f"{name}.{suffix}" for name in names))
+    (root / "a" / "inside").symlink_to("b.mp4")
+    (root / "a" / f"inside.{suffix}").symlink_to(root / f"a/b.{suffix}")
+    (root / "a" / f"circle.{suffix}").symlink_to(f"circle.{suffix}")
+    (root / "a" / "folder").symlink_to(root / "a-a")
+    wanted = [
+        str(path)
+        for folder in sorted(path for path in root.iterdir() if path.is_dir())
+        for path in sorted(folder.rglob(f"*.{suffix}"))
+        if "/.h/" not in str(path) and "/folder/" not in str(path)
+    ]
+    assert [r.path for r in read_videos(str(root), num_classes=4).records] == wanted
+    write(tmp_path / f"secret.{suffix}", b"")
+    (root / "a" / f"outside.{suffix}").symlink_to(tmp_path / f"secret.{suffix}")
+    [fault] = faults_of(str(root), num_classes=4)
+    assert f"outside.{suffix}" in fault
+    assert "secret" in fault
+    videos = read_videos(str(root), num_classes=4, allow_outside_root=True)
+    assert len(videos.records) == len(wanted) + 1
+
+
+def test_class_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/a.mp4", "elsewhere/b.mp4", "tree/run/c.mp4")
+    (tmp_path / "tree/jump").symlink_to(tmp_path / "elsewhere")
+    assert len(faults_of(str(tmp_path / "tree"), num_classes=2)) == 2
+
+
+def test_a_relative_tree(tmp_path: Path, monkeypatch) -> None:
+    touch(tmp_path, "tree/run/a.mp4", "tree/jump/b.mp4")
+    for folder, source in ((tmp_path, "tree"), (tmp_path / "tree", "."), (tmp_path, "./tree/")):
+        monkeypatch.chdir(folder)
+        records = read_videos(source, num_classes=2).records
+        assert [record.name for record in records] == ["jump/b.mp4", "run/a.mp4"]
+        assert [record.path for record in records] == [
+            str(Path(source) / name) for name in ("jump/b.mp4", "run/a.mp4")
+        ]
+
+
+def test_label_order_is_checked_by_the_last_folder(tmp_path: Path) -> None:
+    names = ("jump up", "run")
+    for name in ("x/Jump_Up/a.mp4", "jump_up//a.mp4", "./jump up/a.mp4", "a.mp4", "x/./jump up/a"):
+        told = annotations._folder_of(name)
+        assert told == Path(name).parent.name
+        videos = annotations.VideoList("s", (VideoRecord("p", 0, name),), None)
+        annotations.check_label_order(videos, names, "w")

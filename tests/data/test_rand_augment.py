@@ -6,11 +6,12 @@ import pytest
 import torch
 from torchvision.transforms.v2 import RandAugment
 
+from videogn.data.changed import ChangedClips
 from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener
-from videogn.data.rand_augment import RandAugmentedClips
+from videogn.data.rand_augment import RandAugmentation
 from videogn.data.workers import Workers
 
 CPU = torch.device("cpu")
@@ -32,8 +33,8 @@ def records(make_video) -> list[VideoRecord]:
     return [VideoRecord(str(path), i, path.name) for i, path in enumerate(paths)]
 
 
-def augmented(num_ops: int = 2, magnitude: int = 9) -> RandAugmentedClips:
-    return RandAugmentedClips(PLAIN, num_ops, magnitude)
+def augmented(num_ops: int = 2, magnitude: int = 9) -> ChangedClips:
+    return ChangedClips(PLAIN, RandAugmentation(num_ops, magnitude))
 
 
 def one_by_one(clip: torch.Tensor, seed: int, num_ops: int, magnitude: int) -> torch.Tensor:
@@ -97,4 +98,4 @@ def test_clips_do_not_depend_on_workers(records) -> None:
 def test_frames_that_are_not_finished_are_refused(records) -> None:
     clips = RandomClips(**{**vars(PLAIN), "planar_room": 5.0})
     with pytest.raises(ValueError, match="planar_room"):
-        RandAugmentedClips(clips, 1, 9).read(records[3].path, np.random.default_rng(0))
+        ChangedClips(clips, RandAugmentation(1, 9)).read(records[3].path, np.random.default_rng(0))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from videogn.data.transforms import (
     Augmentation,
     center_box,
+    draw_area_box,
     draw_augmentation,
     normalize,
     scale_into,
@@ -163,3 +164,42 @@ def test_normalize_agrees_with_torchvision() -> None:
     frames = clips.permute(0, 2, 1, 3, 4).float() / 255
     theirs = tv.normalize(frames, list(mean), list(std)).permute(0, 2, 1, 3, 4)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 2**32))
+def test_random_area_lies_in_the_frame_and_in_its_range(height, width, seed) -> None:
+    box = draw_area_box(np.random.default_rng(seed), height, width)
+    assert 0 <= box.top <= box.top + box.height <= height
+    assert 0 <= box.left <= box.left + box.width <= width
+    if box == center_box(height, width, min(height, width)):
+        return
+    # Sides are rounded to pixels: half of one more or less.
+    tall, wide = (np.array([side - 0.5, side + 0.5]) for side in (box.height, box.width))
+    assert (tall * wide)[1] >= 0.08 * height * width
+    assert (tall * wide)[0] <= height * width
+    assert wide[1] / tall[0] >= 3 / 4
+    assert wide[0] / tall[1] <= 4 / 3
+
+
+def test_random_area_has_the_distribution_of_its_definition() -> None:
+    """Against a plain loop over its definition, on a frame where few draws do not fit in."""
+    rng = np.random.default_rng(1)
+    wanted = []
+    while len(wanted) < 4000:
+        area, aspect = rng.uniform(0.08, 1), rng.uniform(3 / 4, 4 / 3)
+        sides = np.sqrt([area * aspect, area / aspect])[:: rng.choice([1, -1])]
+        if max(sides) <= 1:
+            wanted.append([*sides, *(rng.random(2) * (1 - sides))])
+    rng = np.random.default_rng(2)
+    boxes = [draw_area_box(rng, 1000, 1000) for _ in range(4000)]
+    found = [[b.width / 1000, b.height / 1000, b.left / 1000, b.top / 1000] for b in boxes]
+    assert np.allclose(np.mean(found, 0), np.mean(wanted, 0), atol=0.015)
+    shares = [np.percentile(values, [5, 25, 50, 75, 95], axis=0) for values in (found, wanted)]
+    assert np.allclose(*shares, atol=0.03)
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 900), (900, 30)])
+def test_a_frame_too_narrow_for_random_area_gives_its_middle_square(height, width) -> None:
+    boxes = [draw_area_box(np.random.default_rng(seed), height, width) for seed in range(200)]
+    squares = [box for box in boxes if box == center_box(height, width, 30)]
+    assert len(squares) > 150

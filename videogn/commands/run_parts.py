@@ -12,9 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from videogn.commands.setup import (
     PROBE_SAMPLES,
     build_model,
-    planar_room,
     reading_workers,
     train_clips,
+    train_room,
     val_clips,
 )
 from videogn.config import Config, TrainConfig
@@ -241,7 +241,7 @@ def train_batches(
     workers = reading_workers(config.data, world, dataset, keys, config.train.clips_per_gpu)
     where = (
         "on the device where that is less to send"
-        if planar_room(config.data, world.device) and not config.train.rand_augment
+        if train_room(config, world.device)
         else "as they are read"
     )
     report(f"reading     {workers.line()}, clips finished {where}")

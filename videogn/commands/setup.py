@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from videogn.config import ClipConfig, Config, DataConfig, ModelConfig, TestConfig
+from videogn.config import ClipConfig, Config, DataConfig, ModelConfig, TestConfig, TrainConfig
 from videogn.config_files import LoadedConfig
 from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
+from videogn.data.changed import Change, ChangedClips
+from videogn.data.colour_noise import ColourNoise
 from videogn.data.dataset import CenterClips, Clips, RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
@@ -18,7 +20,7 @@ from videogn.data.list_checks import VideoList
 from videogn.data.loader import Reads, time_reads
 from videogn.data.opening import CHECKS, VideoOpener
 from videogn.data.protocols import PROTOCOLS
-from videogn.data.rand_augment import RandAugmentedClips
+from videogn.data.rand_augment import RandAugmentation
 from videogn.data.workers import Workers, choose_workers
 from videogn.distributed import World
 from videogn.engine.runs import RunFolder
@@ -198,6 +200,7 @@ def clips_of(
         short_side_max=clip.short_side_max,
         crop_size=clip.crop_size,
         flip_probability=clip.flip_probability,
+        random_area=clip.augmentation == "area",
         fps=clip.fps,
         open_video=open_video,
         planar_room=planar_room,
@@ -206,11 +209,40 @@ def clips_of(
 
 def train_clips(config: Config, key: str, device: torch.device) -> Clips:
     """How a config's augmented clips of the list ``data.<key>`` are made."""
-    opener, train = video_opener(config.data, key), config.train
-    if not train.rand_augment:
-        return clips_of(config.clip, opener, planar_room(config.data, device))
-    clips = clips_of(config.clip, opener)
-    return RandAugmentedClips(clips, train.rand_augment, train.rand_augment_magnitude)
+    opener = video_opener(config.data, key)
+    clips = clips_of(config.clip, opener, train_room(config, device))
+    changes = changes_of(config.train)
+    return ChangedClips(clips, *changes) if changes else clips
+
+
+def changes_of(train: TrainConfig) -> list[Change]:
+    """What augmented clips go through once their frames are finished."""
+    changes: list[Change] = []
+    if train.rand_augment:
+        changes.append(RandAugmentation(train.rand_augment, train.rand_augment_magnitude))
+    if train.color_jitter or train.lighting:
+        changes.append(ColourNoise(train.color_jitter, train.lighting))
+    return changes
+
+
+def train_room(config: Config, device: torch.device) -> float:
+    """As :func:`planar_room`, of augmented clips: some have to be finished as they are decoded."""
+    return 0.0 if _finishing(config) else planar_room(config.data, device)
+
+
+def _finishing(config: Config) -> dict[str, str]:
+    """Settings that need finished frames where videos are decoded, with a value that does not."""
+    train, clip = config.train, config.clip
+    found: dict[str, str] = {}
+    if train.rand_augment:
+        found[f"train.rand_augment={train.rand_augment}"] = "train.rand_augment=0"
+    if train.color_jitter:
+        found[f"train.color_jitter={train.color_jitter}"] = "train.color_jitter=0"
+    if train.lighting:
+        found[f"train.lighting={train.lighting}"] = "train.lighting=0"
+    if clip.augmentation == "area":
+        found["clip.augmentation=area"] = "clip.augmentation=scale"
+    return found
 
 
 def val_clips(config: Config, device: torch.device) -> Clips:
@@ -233,13 +265,15 @@ def check_augmentation(config: Config) -> None:
     """Refuse to finish clips both where they are decoded and on the device.
 
     Raises:
-        ConfigError: RandAugment is asked for together with ``data.pixels=device``.
+        ConfigError: a setting that needs finished frames stands together with
+            ``data.pixels=device``.
     """
-    if config.train.rand_augment and config.data.pixels == "device":
+    found = _finishing(config)
+    if found and config.data.pixels == "device":
         raise ConfigError(
-            f"train.rand_augment={config.train.rand_augment} changes finished frames where they "
-            "are decoded, and data.pixels=device finishes them elsewhere: use data.pixels=cpu or "
-            "train.rand_augment=0"
+            f"{', '.join(found)}: needs finished frames where videos are decoded, and "
+            "data.pixels=device finishes them elsewhere: use data.pixels=cpu or "
+            f"{' '.join(found.values())}"
         )
 
 

@@ -4,15 +4,19 @@ import csv
 import glob
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from videogn.data.list_checks import (
     ANY_LABEL,
+    IMAGE_SUFFIXES,
     INTEGER,
     MAX_FAULTS,
+    VIDEO_SUFFIXES,
     Entry,
     Expected,
     Faults,
@@ -22,9 +26,11 @@ from videogn.data.list_checks import (
     VideoRecord,
     checked,
     class_order,
+    files_under,
     lines_of,
     name_fault,
     read_text,
+    suffix_of,
     videos_under,
 )
 from videogn.data.list_formats import (
@@ -199,10 +205,12 @@ def check_label_order(videos: VideoList, names: Sequence[str], of: str) -> None:
     Raises:
         AnnotationError: with the first contradictions.
     """
-    known = {_normalised(name) for name in names}
-    told = [(r, _normalised(Path(r.name).parent.name)) for r in videos.records]
+    classes = [_normalised(name) for name in names]
+    known = set(classes)
+    normalised = lru_cache(maxsize=4096)(_normalised)
+    told = [(r, normalised(_folder_of(r.name))) for r in videos.records]
     told = [(record, folder) for record, folder in told if folder in known]
-    wrong = [(r, folder) for r, folder in told if _normalised(names[r.label]) != folder]
+    wrong = [(record, folder) for record, folder in told if classes[record.label] != folder]
     if not wrong or 2 * len(wrong) < len(told):
         if wrong:
             logger.warning("%s: %s", videos.source, _label_fault(wrong, names, of))
@@ -220,6 +228,12 @@ def _label_fault(wrong: Sequence[tuple[VideoRecord, str]], names: Sequence[str],
     )
     rest = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return f"{shown}{rest}"
+
+
+def _folder_of(name: str) -> str:
+    """The last folder of a path, as ``Path(name).parent.name``, for millions of them."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return parts[-2] if len(parts) > 1 else ""
 
 
 def _normalised(name: str) -> str:
@@ -316,18 +330,42 @@ def _read_tree(root: Path, expected: Expected) -> VideoList:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     names = class_order(str(root), [p.name for p in folders], expected)
     index = {name: label for label, name in enumerate(names)}
-    records = [
-        VideoRecord(str(path), index[folder.name], str(path.relative_to(root)))
-        for folder in folders
-        for path in sorted(videos_under(folder))
-    ]
+    files = [entry for folder in folders for entry in files_under(str(folder))]
+    kept = _videos_or_images(root, files)
+    start = len(str(root / "x")) - 1
+    records = []
+    for entry in kept:
+        name = entry.path[start:]
+        records.append(VideoRecord(entry.path, index[name.partition(os.sep)[0]], name))
     if not expected.allow_outside_root:
         fence = Fence([root] if expected.root is None else [root, expected.root])
-        told = [fence.fault(str(Path(record.path).absolute()), record.name) for record in records]
+        here = "" if root.is_absolute() else f"{Path.cwd()}{os.sep}"
+        told = [
+            fence.fault(f"{here}{record.path}", record.name, is_link=entry.is_symlink())
+            for record, entry in zip(records, kept, strict=True)
+        ]
         faults = [f"{root}: {fault}" for fault in told if fault]
         if faults:
             raise AnnotationError("\n".join(faults[:MAX_FAULTS]))
     return VideoList(str(root), tuple(records), names)
+
+
+def _videos_or_images(root: Path, files: Sequence["os.DirEntry[str]"]) -> list["os.DirEntry[str]"]:
+    """The videos among the files of a tree, folder by folder; where there are none, the images."""
+    videos, images = [], []
+    for entry in files:
+        suffix = suffix_of(entry.name)
+        if suffix in VIDEO_SUFFIXES:
+            videos.append(entry)
+        elif suffix in IMAGE_SUFFIXES:
+            images.append(entry)
+    if videos and images:
+        logger.warning(
+            "%s: %d images beside %d videos are left out; a list file can name both",
+            *(root, len(images), len(videos)),
+        )
+    # As Paths are sorted: the parts one by one.
+    return sorted(videos or images, key=lambda entry: entry.path.split("/"))
 
 
 def _is_kinetics_csv(text: str) -> bool:

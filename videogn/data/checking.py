@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 
 from videogn.data.decode import decode_whole, matroska_size
+from videogn.data.images import ImageReader, is_image
 from videogn.data.listed import ListedVideo
 from videogn.data.processes import Lost, Pool, known_or_run
 from videogn.errors import DecodeError, UserError
@@ -167,6 +168,8 @@ def _not_tried(path: str, lost: Lost) -> Facts:
 
 def _decoded(path: str) -> tuple[int, str]:
     """Number of frames, and the first place where their presentation times do not rise."""
+    if is_image(path):
+        return ImageReader(path).num_frames, ""
     fault, count = "", 0
     last: tuple[int, float] | None = None
     for frame in decode_whole(path):

@@ -23,6 +23,7 @@ from videogn.data.rgb import Box
 from videogn.data.sampling import num_resampled, random_clip, resampled, uniform_clips
 from videogn.data.transforms import (
     center_box,
+    draw_area_box,
     draw_augmentation,
     scaled_size,
     source_box,
@@ -150,6 +151,9 @@ class RandomClips:
     """Draws one augmented clip of a video (non-local paper, section 4.1).
 
     Args:
+        random_area: crops are parts of random area and aspect, scaled bicubically, as for ImageNet
+            (:func:`videogn.data.transforms.draw_area_box`), not squares at a random short side.
+            ``planar_room`` has to be 0 then.
         planar_room: frames stay as the decoder gives them where they take at most so many times
             the bytes of the finished clip; 0 finishes all.
     """
@@ -164,9 +168,12 @@ class RandomClips:
         crop_size: int,
         flip_probability: float,
         open_video: Callable[[str], VideoReader],
+        random_area: bool = False,
         planar_room: float = 0.0,
         fps: float | None = None,
     ) -> None:
+        if random_area and planar_room:
+            raise ValueError("frames left as they are decoded cannot be scaled bicubically")
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.short_side_min = short_side_min
@@ -174,6 +181,7 @@ class RandomClips:
         self.crop_size = crop_size
         self.flip_probability = flip_probability
         self.open_video = open_video
+        self.random_area = random_area
         self.planar_room = planar_room
         self.fps = fps
 
@@ -202,14 +210,22 @@ class RandomClips:
                 self.fps,
                 lambda total: random_clip(total, self.num_frames, self.frame_stride, rng),
             )
-            draw = draw_augmentation(
-                rng, self.short_side_min, self.short_side_max, self.flip_probability
-            )
-            box = source_box(draw, video.height, video.width, self.crop_size)
-            wanted = Wanted(box, (self.crop_size, self.crop_size), mirror=draw.flip)
+            wanted = self._draw(video.height, video.width, rng)
             unique, shown = np.unique(indices, return_inverse=True)
             form = write_frames(memory, video, path, unique, wanted, planar=self.planar_room > 0)
         return Frames.in_memory(form, memory), shown
+
+    def _draw(self, height: int, width: int, rng: np.random.Generator) -> Wanted:
+        size = self.crop_size, self.crop_size
+        if self.random_area:
+            box = draw_area_box(rng, height, width)
+            flip = bool(rng.random() < self.flip_probability)
+            return Wanted(box, size, mirror=flip, cubic=True)
+        draw = draw_augmentation(
+            rng, self.short_side_min, self.short_side_max, self.flip_probability
+        )
+        box = source_box(draw, height, width, self.crop_size)
+        return Wanted(box, size, mirror=draw.flip)
 
 
 class CenterClips:

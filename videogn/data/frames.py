@@ -17,6 +17,7 @@ from torch import Tensor
 
 from videogn.data.colours import Conversion, finish, kernels_for
 from videogn.data.decode import FrameSource, VideoReader, converted
+from videogn.data.images import ImageReader
 from videogn.data.rgb import (
     CHROMA_STEPS,
     Box,
@@ -49,12 +50,14 @@ class Wanted(NamedTuple):
         size: height and width to which it is scaled.
         kept: the part of the scaled image that remains; None for the whole.
         mirror: whether left and right are exchanged.
+        cubic: whether it is scaled bicubically, as images always are, not bilinearly.
     """
 
     box: Box | None
     size: tuple[int, int]
     kept: Box | None = None
     mirror: bool = False
+    cubic: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -240,11 +243,13 @@ def write_frames(
     Raises:
         DecodeError: they cannot be decoded.
     """
+    if isinstance(video, ImageReader):
+        wanted = wanted._replace(cubic=True)
     if not isinstance(video, FrameSource):
         return _write_finished(memory, video.images(indices, wanted.box), len(indices), wanted)
     frames = video.decoded(indices)
     box = video.stored.locate(wanted.box)
-    if planar and box == aligned(box, video.stored):
+    if planar and not wanted.cubic and box == aligned(box, video.stored):
         first = next(frames)
         frames = chain([first], frames)
         form = _form_of(first, video.stored, box, len(indices), wanted)
@@ -253,7 +258,7 @@ def write_frames(
                 return form
             # Frames of another form follow the first: rare enough to be decoded again.
             frames = video.decoded(indices)
-    convert = RgbConverter(video.stored, wanted.box, wanted.size)
+    convert = RgbConverter(video.stored, wanted.box, None if wanted.cubic else wanted.size)
     return _write_finished(memory, converted(path, frames, convert), len(indices), wanted)
 
 
@@ -265,9 +270,9 @@ def _write_finished(
     whole = np.empty((*wanted.size, 3), np.uint8) if wanted.kept else None
     for target, image in zip(targets, images, strict=True):
         if whole is not None and wanted.kept is not None:
-            scale_into(whole, image)
+            scale_into(whole, image, cubic=wanted.cubic)
             image = whole[wanted.kept.rows, wanted.kept.columns]
-        scale_into(target, image, mirror=wanted.mirror)
+        scale_into(target, image, mirror=wanted.mirror, cubic=wanted.cubic)
     return form
 
 

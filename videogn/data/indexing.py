@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from videogn.data.images import ImageReader, is_image
 from videogn.data.index_file import Entry, IndexFile
 from videogn.data.packets import NotIndexableError, index_video
 from videogn.data.processes import Lost, Pool, known_or_run
@@ -31,6 +32,9 @@ def index_entry(path: str, stream: int | None = None) -> Entry:
     """What there is to know about one video; never an error over its content."""
     index, reason, readable = None, None, True
     try:
+        if is_image(path):
+            ImageReader(path)
+            raise NotIndexableError("an image")
         index = index_video(path, stream)
     except DecodeError as error:
         reason, readable = error.reason, False

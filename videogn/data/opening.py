@@ -1,7 +1,8 @@
 """Which reader opens a video: by its packet index where there is one, else by seeking or by the
 chosen one.
 
-A file of a form that the chosen reader is not proven to read right goes to an exact one.
+A file of a form that the chosen reader is not proven to read right goes to an exact one, and an
+image to the reader of images, whatever is chosen.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any
 
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.decord_reader import DecordReader, check_decord
+from videogn.data.images import ImageReader, is_image
 from videogn.data.index_file import Entry, IndexFile
 from videogn.data.packets import IndexedReader
 from videogn.data.routing import PROVEN, look, why_exact
@@ -73,6 +75,8 @@ class VideoOpener:
             UserError: the index file is damaged, or the reader is not installed, or cannot read
                 the chosen stream, or a tar shard although it must.
         """
+        if is_image(path):
+            return ImageReader(path)
         if self.reader not in PROVEN:
             return self._exact(path, self._find(path))
         if self.insist:
@@ -98,7 +102,7 @@ class VideoOpener:
         reasons: Counter[str] = Counter()
         for path in paths:
             try:
-                reason = None if self.insist else self._why_exact(path, self._find(path))
+                reason = self._why_other(path)
             except DecodeError:
                 reason = "unreadable"
             if reason is not None:
@@ -106,6 +110,11 @@ class VideoOpener:
         share = f"{self.reader} for {len(paths) - reasons.total()} of {len(paths)} sampled videos"
         others = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         return f"{share}; an exact reader for the others: {others}" if others else share
+
+    def _why_other(self, path: str) -> str | None:
+        if is_image(path):
+            return "an image"
+        return None if self.insist else self._why_exact(path, self._find(path))
 
     def _why_exact(self, path: str, entry: Entry | None) -> str | None:
         if _is_member(path):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videogn.data.list_checks import VIDEO_SUFFIXES, VideoRecord
+from videogn.data.list_checks import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoRecord
 from videogn.data.tar_members import MAX_MEMBER
 from videogn.errors import RunError
 from videogn.files import UNKNOWN, atomic_path, locate, state_of
@@ -93,7 +93,7 @@ def _item(record: VideoRecord, number: str) -> tuple[Item, str | None]:
     fault = None
     if size == UNKNOWN or not Path(locate(record.path).file).is_file():
         fault = "no such file"
-    elif suffix not in VIDEO_SUFFIXES:
+    elif suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         fault = f"its name ends in {suffix!r}, by which no reader of shards knows a video"
     elif not 0 < size <= MAX_MEMBER:
         fault = f"has {size} bytes; a member may have 1 to {MAX_MEMBER}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from videogn.data.dataset import RandomClips
 from videogn.data.decode import best_stream, errors_named, nominal_rate, opened
+from videogn.data.images import is_image, read_header
 
 MICROSECONDS = 1_000_000
 
@@ -18,7 +19,7 @@ class Probe:
     """Headers of one video, which are often wrong about small things.
 
     Attributes:
-        codec: FFmpeg's name of the decoder.
+        codec: FFmpeg's name of the decoder; of an image, its format.
         width, height: pixels of a frame as it is stored.
         rate: frames per second; None where the file does not say.
         seconds: how long the video lasts; None where the file does not say.
@@ -37,6 +38,9 @@ def probe(path: str) -> Probe:
     Raises:
         DecodeError: the file cannot be opened, or holds no video.
     """
+    if is_image(path):
+        header = read_header(path)
+        return Probe(header.format, header.width, header.height, None, None)
     with errors_named(path, lambda: "in the headers"), opened(path) as container:
         stream = best_stream(path, container)
         context = stream.codec_context

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from videogn.data.list_checks import (
+    IMAGE_SUFFIXES,
     INTEGER,
     MAX_FAULTS,
     VIDEO_SUFFIXES,
@@ -269,7 +270,7 @@ def read_shard(path: str) -> tuple[list[Sample], list[Fault]]:
 
 
 def _key_and_kind(name: str) -> tuple[str, str]:
-    """The key of a member, and ``video``, one of :data:`LABELS`, ``other``, or nothing."""
+    """The key of a member, and ``video``, ``image``, a key of :data:`LABELS`, ``other`` or none."""
     folder, base = os.path.split(name)
     stem, _, extension = base.partition(".")
     if base.startswith("__") and base.endswith("__"):  # about the shard, not of a sample
@@ -278,13 +279,17 @@ def _key_and_kind(name: str) -> tuple[str, str]:
     extension = extension.lower()
     if extension in LABELS:
         return key, extension
-    is_video = f".{extension.rpartition('.')[2]}" in VIDEO_SUFFIXES
-    return key, "video" if is_video else "other"
+    suffix = f".{extension.rpartition('.')[2]}"
+    if suffix in VIDEO_SUFFIXES:
+        return key, "video"
+    return key, "image" if suffix in IMAGE_SUFFIXES else "other"
 
 
 def _sample(descriptor: int, key: str, kinds: dict[str, list[Member]]) -> Sample | Fault:
-    videos = kinds.get("video", [])
-    for kind in ("video", *LABELS):
+    # A picture beside a video is its cover.
+    shown = "video" if "video" in kinds else "image"
+    videos = kinds.get(shown, [])
+    for kind in (shown, *LABELS):
         if len(kinds.get(kind, [])) > 1:
             names = " and ".join(repr(member.name) for member in kinds[kind][:2])
             return Fault(key, f"two members of one key: {names}; a key is one sample")

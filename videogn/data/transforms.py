@@ -4,6 +4,7 @@ Shapes: B clips, C = 3 colours, T frames, H x W pixels. Clips stay uint8 until t
 device. Whatever is drawn is drawn once for a whole clip.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -76,17 +77,48 @@ def source_box(draw: Augmentation, height: int, width: int, crop_size: int) -> B
     return Box(top, left, side, side)
 
 
-def scale_into(target: np.ndarray, image: np.ndarray, *, mirror: bool = False) -> None:
-    """Write an image (H, W, 3) uint8 into ``target`` (h, w, 3), scaled, bilinear in 8 bits.
+AREA_SHARES = 0.08, 1.0
+"""Least and largest share of a frame that a crop of random area takes."""
+ASPECTS = 3 / 4, 4 / 3
+"""Of its height and width before they are exchanged by chance."""
+AREA_TRIES = 10
+
+
+def draw_area_box(rng: np.random.Generator, height: int, width: int) -> Box:
+    """A part of a frame with random area and aspect, as fb.resnet.torch draws it for ImageNet.
+
+    Area and aspect are uniform; of a draw that does not fit in, both are drawn again. After ten
+    tries it is the square of the shorter side in the middle.
+    """
+    for _ in range(AREA_TRIES):
+        area = rng.uniform(*AREA_SHARES) * height * width
+        aspect = rng.uniform(*ASPECTS)
+        # Half up, as round() is there.
+        columns, rows = (int(math.sqrt(a) + 0.5) for a in (area * aspect, area / aspect))
+        if rng.random() < 0.5:
+            rows, columns = columns, rows
+        if 0 < rows <= height and 0 < columns <= width:
+            top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+            return Box(int(top), int(left), rows, columns)
+    return center_box(height, width, min(height, width))
+
+
+def scale_into(
+    target: np.ndarray, image: np.ndarray, *, mirror: bool = False, cubic: bool = False
+) -> None:
+    """Write an image (H, W, 3) uint8 into ``target`` (h, w, 3), scaled in 8 bits.
 
     Args:
         mirror: whether left and right are exchanged.
+        cubic: bicubic rather than bilinear. Neither looks at more pixels when it makes an image
+            smaller.
     """
     if image.shape == target.shape:
         np.copyto(target, image)
     else:
         height, width = target.shape[:2]
-        cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+        how = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+        cv2.resize(image, (width, height), dst=target, interpolation=how)
     if mirror:
         cv2.flip(target, 1, dst=target)
 
