@@ -68,9 +68,8 @@ def config_of(name: str) -> Config:
 
 
 def plan_of(config: Config) -> TrainPlan:
-    return make_plan(
-        config.train, num_videos=TRAIN_IMAGES, world_size=8, norm=spec_of(config.model).norm
-    )
+    norm = spec_of(config.model).norm
+    return make_plan(config.train, num_videos=TRAIN_IMAGES, world_size=8, norm=norm, of_images=True)
 
 
 def experiment(name: str) -> Experiment:

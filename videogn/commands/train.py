@@ -31,7 +31,7 @@ from videogn.commands.setup import (
     spec_of,
     video_opener,
 )
-from videogn.config import Config
+from videogn.config import STILL_ARCHS, Config
 from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
 from videogn.data.limits import limited_memory
@@ -123,7 +123,11 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     )
     num_videos = len(train_list.records)
     plan = make_plan(
-        config.train, num_videos=num_videos, world_size=world_size, norm=info.spec.norm
+        config.train,
+        num_videos=num_videos,
+        world_size=world_size,
+        norm=info.spec.norm,
+        of_images=config.model.arch in STILL_ARCHS,
     )
     _check_distance(folder, config, plan)
     check_network(info.spec, config.clip)
