@@ -1,6 +1,7 @@
 """configs/imagenet against the paper's tables, written down here once more."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,28 @@ def test_every_parameter_is_decayed_alike(name: str) -> None:
     }
     assert decayed == {id(p): 1e-4 for p in network.parameters()}
     assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("norm", ["bn", "ln", "in", "gn"])
+@pytest.mark.parametrize(("arch", "blocks"), [("resnet50", 16), ("resnet101", 33)])
+def test_a_network_starts_as_the_paper_says(arch: str, blocks: int, norm: str) -> None:
+    model = replace(config_of("r50_gn_b32").model, arch=arch, norm=norm, width=8, num_groups=8)
+    torch.manual_seed(0)
+    network = build_network(spec_of(model))
+    zero = {name for name, p in network.named_parameters() if p.ndim == 1 and not p.any()}
+    ones = {name for name, p in network.named_parameters() if p.ndim == 1 and (p == 1).all()}
+    last = {name for name in zero if name.endswith("bn3.weight")}
+    assert len(last) == blocks
+    assert zero - last == {n for n, _ in network.named_parameters() if n.endswith("bias")}
+    assert len(ones) == OF_LAYERS[arch] - blocks
+    for name, kernel in network.named_parameters():
+        if kernel.ndim == 4 and kernel.numel() > 2000:
+            fan_out = kernel.shape[0] * kernel.shape[2] * kernel.shape[3]
+            assert kernel.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
+    strides = {name: m.stride for name, m in network.named_modules() if hasattr(m, "padding")}
+    strided = {name for name, stride in strides.items() if stride in ((2, 2), 2)}
+    inner = {f"layer{stage}.0.{part}" for stage in (2, 3, 4) for part in ("conv2", "downsample.0")}
+    assert strided == inner | {"conv1", "maxpool"}
 
 
 @pytest.mark.parametrize("table", EXPERIMENTS)

@@ -61,6 +61,24 @@ def test_local_starts_a_process_per_gpu_where_the_user_is(
     assert done.returncode == 75
 
 
+@pytest.mark.parametrize(
+    ("script", "command"), [("local.sh", ["train"]), ("quickstart.sh", ["quickstart"])]
+)
+def test_arguments_are_no_extras_of_what_is_installed_first(
+    repository: Path, tmp_path: Path, script: str, command: list[str]
+) -> None:
+    programs, installed = repository / ".venv" / "bin", tmp_path / "installed"
+    (programs / "videogn").rename(programs / "later")
+    (repository / "requirements.lock").write_text("uv==1.0\n")
+    write_program(programs / "python", "#!/bin/sh\necho 0\n")
+    version = 'if [ "$1" = --version ]; then echo "uv 1.0"; exit; fi'
+    install = f'echo "$@" >"{installed}"\ncp "{programs}/later" "{programs}/videogn"'
+    write_program(programs / "uv", f"#!/bin/sh\n{version}\n{install}\n")
+    done = run(["bash", repository / "launch" / script, "[test]", "a=b"], tmp_path)
+    assert done.stdout.splitlines()[1:] == [*command, "[test]", "a=b"]
+    assert installed.read_text().endswith(" -e .\n")
+
+
 def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> None:
     script = repository / "launch" / "slurm.sh"
     outside = run(["bash", script, "c.yaml"], repository)
