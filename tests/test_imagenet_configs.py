@@ -104,7 +104,7 @@ def test_a_file_is_the_papers_training(name: str) -> None:
     plan, epoch = plan_of(config), EPOCH[images]
     assert (plan.iterations, plan.val_interval) == (100 * epoch, epoch)
     assert plan.global_batch == 8 * images
-    rate = (0.01 if norm == "none" else 0.1) * images / 32
+    rate = (0.01 if arch == "vgg16" else 0.1) * images / 32
     # The first and the last batch between one drop and the next, by epochs.
     for power, (first, end) in enumerate([(0, 30), (30, 60), (60, 90), (90, 100)]):
         for iteration in (first * epoch, end * epoch - 1):
