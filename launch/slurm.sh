@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Trains under Slurm, on one node or many, with one task per GPU:
 #   sbatch -N2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 launch/slurm.sh \
-#     CONFIG [key=value ...]
+#     [pretrain] CONFIG [key=value ...]
 # Options of sbatch stand before the script's name and win over the lines below; arguments after it
-# go to `videogn train` as they are. A job that is preempted, or comes to its time limit, saves and
-# puts itself into the queue again; started again, it goes on.
+# go to `videogn train`, or `videogn pretrain`, as they are. A job that is preempted, or comes to its
+# time limit, saves and puts itself into the queue again; started again, it goes on.
 #
 #SBATCH --job-name=videogn
 #SBATCH --output=videogn-%j.out
@@ -14,6 +14,13 @@
 #SBATCH --signal=USR1@120
 set -u
 
+command=train
+case ${1:-} in
+train | pretrain)
+  command=$1
+  shift
+  ;;
+esac
 if [ -z "${SLURM_JOB_ID:-}" ]; then
   echo "videogn: launch/slurm.sh is for sbatch: sbatch -N2 launch/slurm.sh CONFIG" >&2
   exit 2
@@ -39,7 +46,7 @@ trap : USR1 TERM
 
 # Ranks that save end one after the other: the first must not take the others along. A minute or
 # two later whoever is left has lost its job's other half.
-srun --kill-on-bad-exit=0 --wait=120 "$program" train "$@" &
+srun --kill-on-bad-exit=0 --wait=120 "$program" "$command" "$@" &
 ranks=$!
 code=0
 wait "$ranks" || code=$?

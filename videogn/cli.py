@@ -23,6 +23,7 @@ from videogn.stopping import stop_request
 
 COMMANDS = {
     "train": "train a network from a config, on one or many GPUs",
+    "pretrain": "train a 2D network on images and tell its error, as on ImageNet in the paper",
     "test": "run the multi-clip test from a checkpoint",
     "rescore": "tell a finished test's accuracy with fewer clips or another average",
     "compare": "tell whether one finished test is better than another, and where",
@@ -49,7 +50,7 @@ def entry() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file may be no text.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] in (["train"], ["test"], ["features"]):
+    if sys.argv[1:2] in (["train"], ["pretrain"], ["test"], ["features"]):
         # Before torch is imported, which takes seconds.
         stop_request.install()
     end_with_launcher()

@@ -130,6 +130,22 @@ def test_hint_of_the_paper_where_bn_has_few_clips(norm, clips, world_size, hinte
         assert (part in text) == hinted
 
 
+@pytest.mark.parametrize(
+    ("norm", "images", "hinted"),
+    [("bn", 2, True), ("bn", 8, True), ("bn", 16, False), ("gn", 2, False)],
+)
+def test_hint_of_the_paper_where_bn_has_few_images(norm, images, hinted) -> None:
+    train = TrainConfig(clips_per_gpu=images, base_batch=256)
+    plan = make_plan(train, num_videos=100, world_size=8, norm=norm, of_images=True)
+    text = text_of(plan)
+    # Table 2: BN and GN at 32 and at 2 images.
+    for part in ("23.6 to 34.7", "24.1 to 24.1", "model.norm=gn"):
+        assert (part in text) == hinted
+    assert "Kinetics" not in text
+    # 0.01 happens to be the rate of the video recipe, which is not the one of images.
+    assert "not the recipe's" not in text
+
+
 def test_a_batch_that_is_changed_without_the_rate_is_noted() -> None:
     plan = make_plan(TrainConfig(base_batch=8), num_videos=1000, world_size=1)
     note = line_of(plan, "note")

@@ -47,6 +47,9 @@ def run(words: list[object], folder: Path, **variables: str) -> subprocess.Compl
         (8, ["c.yaml", "k=*"], ["train", "--gpus", "8", "c.yaml", "k=*"]),
         (8, ["c.yaml", "--gpus", "2"], ["train", "c.yaml", "--gpus", "2"]),
         (8, ["c.yaml", "--gpus=2"], ["train", "c.yaml", "--gpus=2"]),
+        (1, ["pretrain", "c.yaml"], ["pretrain", "c.yaml"]),
+        (8, ["pretrain", "c.yaml", "a=b"], ["pretrain", "--gpus", "8", "c.yaml", "a=b"]),
+        (8, ["train", "c.yaml", "--gpus=2"], ["train", "c.yaml", "--gpus=2"]),
     ],
 )
 def test_local_starts_a_process_per_gpu_where_the_user_is(
@@ -56,6 +59,24 @@ def test_local_starts_a_process_per_gpu_where_the_user_is(
     done = run(["bash", repository / "launch" / "local.sh", *words], tmp_path)
     assert done.stdout.splitlines() == [str(tmp_path), *passed]
     assert done.returncode == 75
+
+
+@pytest.mark.parametrize(
+    ("script", "command"), [("local.sh", ["train"]), ("quickstart.sh", ["quickstart"])]
+)
+def test_arguments_are_no_extras_of_what_is_installed_first(
+    repository: Path, tmp_path: Path, script: str, command: list[str]
+) -> None:
+    programs, installed = repository / ".venv" / "bin", tmp_path / "installed"
+    (programs / "videogn").rename(programs / "later")
+    (repository / "requirements.lock").write_text("uv==1.0\n")
+    write_program(programs / "python", "#!/bin/sh\necho 0\n")
+    version = 'if [ "$1" = --version ]; then echo "uv 1.0"; exit; fi'
+    install = f'echo "$@" >"{installed}"\ncp "{programs}/later" "{programs}/videogn"'
+    write_program(programs / "uv", f"#!/bin/sh\n{version}\n{install}\n")
+    done = run(["bash", repository / "launch" / script, "[test]", "a=b"], tmp_path)
+    assert done.stdout.splitlines()[1:] == [*command, "[test]", "a=b"]
+    assert installed.read_text().endswith(" -e .\n")
 
 
 def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> None:
@@ -73,6 +94,7 @@ def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> N
     assert "8 GPUs and 1 tasks per node; every GPU needs a task" in unequal.stderr
 
 
+@pytest.mark.parametrize("command", ["train", "pretrain"])
 @pytest.mark.parametrize(
     ("code", "state", "again"),
     [
@@ -84,7 +106,7 @@ def test_slurm_script_names_what_it_lacks(repository: Path, tmp_path: Path) -> N
     ],
 )
 def test_slurm_script_keeps_codes_and_requeues_what_has_saved(
-    repository: Path, code: int, state: str, again: bool
+    repository: Path, code: int, state: str, again: bool, command: str
 ) -> None:
     programs = repository / "programs"
     programs.mkdir()
@@ -92,15 +114,16 @@ def test_slurm_script_keeps_codes_and_requeues_what_has_saved(
     write_program(programs / "scontrol", '#!/bin/sh\necho "$@"\n')
     write_program(programs / "squeue", f"#!/bin/sh\necho {state}\n")
     write_program(programs / "sleep", "#!/bin/sh\n")
+    first = [] if command == "train" else [command]
     done = run(
-        ["bash", repository / "launch" / "slurm.sh", "c.yaml", "out=a b"],
+        ["bash", repository / "launch" / "slurm.sh", *first, "c.yaml", "out=a b"],
         repository,
         PATH=f"{programs}:/usr/bin:/bin",
         SLURM_JOB_ID="7",
         SLURM_NTASKS_PER_NODE="1",
     )
     assert done.returncode == code
-    assert f"{repository}/.venv/bin/videogn|train|c.yaml|out=a b|" in done.stdout
+    assert f"{repository}/.venv/bin/videogn|{command}|c.yaml|out=a b|" in done.stdout
     assert ("requeue 7" in done.stdout) == again
 
 

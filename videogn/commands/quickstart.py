@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from videogn.commands import inflate, test, train
+from videogn.commands.pretrain import inflate_options
 from videogn.commands.setup import spec_of
 from videogn.commands.shipped import configs_folder
-from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.synthetic import MOTIONS, RenderedLists, render_motion_dataset
 from videogn.engine.runs import RunFolder, read_log
@@ -81,8 +81,9 @@ def _one_norm(norm: str, out: Path, lists: RenderedLists, overrides: Sequence[st
         f"out={still}",
         *overrides,
     )
-    pretrained = load_config(still / "config.yaml").config
-    _call(inflate, str(RunFolder(still).last), "-o", str(weights), *_network_words(pretrained))
+    network = inflate_options(spec_of(load_config(still / "config.yaml").config.model))
+    classes = ["--classes", str(len(MOTIONS))]
+    _call(inflate, str(RunFolder(still).last), "-o", str(weights), *network, *classes)
     _call(
         train,
         str(configs / "i3d_r50.yaml"),
@@ -104,16 +105,6 @@ def _one_norm(norm: str, out: Path, lists: RenderedLists, overrides: Sequence[st
         results=json.loads((video / "test" / RESULTS).read_text(encoding="utf-8")),
         seconds=time.monotonic() - started,
     )
-
-
-def _network_words(config: Config) -> list[str]:
-    """The options of ``videogn inflate`` that describe a config's network."""
-    model = spec_of(config.model)
-    words = ["--arch", "i3d_r50", "--norm", model.norm, "--classes", str(len(MOTIONS))]
-    words += ["--width", str(model.width), "--depths", ",".join(map(str, model.depths))]
-    if model.channels_per_group is not None:
-        return [*words, "--channels-per-group", str(model.channels_per_group)]
-    return [*words, "--num-groups", str(model.num_groups)]
 
 
 def _call(command: ModuleType, *words: str) -> None:

@@ -35,7 +35,7 @@ from videogn.commands.setup import (
     spec_of,
     video_opener,
 )
-from videogn.config import Config
+from videogn.config import STILL_ARCHS, Config
 from videogn.config_files import LoadedConfig, load_config
 from videogn.data.annotations import spread
 from videogn.data.limits import limited_memory
@@ -61,11 +61,11 @@ COLLECTIVE_FACTOR = 1.5
 """Ranks wait for each other a little longer than the watchdog, whose message says more."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, example: str = "configs/kinetics400/i3d_r50_gn_32x2_b8.yaml"
+) -> None:
     """The options of ``videogn train``."""
-    parser.add_argument(
-        "config", help="YAML file, such as configs/kinetics400/i3d_r50_gn_32x2_b8.yaml"
-    )
+    parser.add_argument("config", help=f"YAML file, such as {example}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values to change")
     parser.add_argument("--gpus", type=int, metavar="N", help="processes to start, one per GPU")
     parser.add_argument(
@@ -126,7 +126,11 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     )
     num_videos = len(train_list.records)
     plan = make_plan(
-        config.train, num_videos=num_videos, world_size=world_size, norm=info.spec.norm
+        config.train,
+        num_videos=num_videos,
+        world_size=world_size,
+        norm=info.spec.norm,
+        of_images=config.model.arch in STILL_ARCHS,
     )
     _check_distance(folder, config, plan)
     check_network(info.spec, config.clip)
