@@ -1,11 +1,12 @@
 """Train and test the cells of one of the paper's tables, and show them beside its numbers.
 
-EXPERIMENT is table8, batch-sweep (the same configs at several batches), table1, table2 or table3.
+EXPERIMENT is table8, batch-sweep (the same configs at several batches), table1, table2 or table3 of
+ImageNet, or its resnet101 or vgg16.
 What is there already is not done again: the same command goes on where it was.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,21 +24,37 @@ from videogn.commands.reproduce_parts import (
 from videogn.commands.shipped import config_file
 from videogn.config_files import load_config
 from videogn.distributed import launched
-from videogn.engine.experiments import Experiment, Recipe, batch_sweep, table8, with_seeds
-from videogn.engine.outcomes import Outcome, entries, placed, read_tests, tested
+from videogn.engine.experiments import Cell, Experiment, Recipe, batch_sweep, table8, with_seeds
+from videogn.engine.image_experiments import resnet101, table1, table2, table3, vgg16
+from videogn.engine.outcomes import (
+    Outcome,
+    entries,
+    has_outcome,
+    image_setting,
+    placed,
+    pretrained,
+    read_tests,
+    tested,
+)
 from videogn.engine.report.page import page
 from videogn.engine.report.reading import TestedRun
 from videogn.engine.report.sweep_plot import draw_sweep, has_plot
 from videogn.engine.report.table8 import cell_of, departures
 from videogn.engine.report.tables import json_table, markdown_table, text_table
-from videogn.engine.test_folder import INSIDE, RESULTS
 from videogn.errors import ConfigError, RunError
 from videogn.files import check_writable, printable, write_text
 
 SWEPT = ("kinetics400/i3d_r50_bn_32x2_b8", "kinetics400/i3d_r50_gn_32x2_b8")
 BATCHES = (8, 4, 2, 1)
 SWEEP = "batch-sweep"
-TABLES: dict[str, Callable[[], Experiment]] = {"table8": table8}
+TABLES: dict[str, Callable[[], Experiment]] = {
+    "table8": table8,
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "resnet101": resnet101,
+    "vgg16": vgg16,
+}
 """Word of the command line -> experiment."""
 
 
@@ -120,14 +137,27 @@ def run(arguments: argparse.Namespace) -> int:
         print("dry run: nothing was trained or written")
         return 0
     code = run_jobs(planned, experiment, world_size)
-    folders = [arguments.out / cell.name for cell in experiment.cells]
-    there = [path for path in folders if (path / INSIDE[0] / RESULTS).is_file()]
+    there = {
+        arguments.out / cell.name: cell
+        for cell in experiment.cells
+        if has_outcome(arguments.out / cell.name, images=experiment.images)
+    }
     if there:
-        runs = read_tests(there)
-        cells = {str(arguments.out / cell.name): cell for cell in experiment.cells}
-        outcomes = [tested(experiment, run, cells[run.name]) for run in runs]
-        _write(experiment, outcomes, runs, arguments.out)
+        _show(experiment, there, arguments.out)
     return code
+
+
+def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None:
+    """The outcomes of run folders whose cells are known."""
+    if experiment.images:
+        outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
+        _write(experiment, outcomes, [], out)
+        return
+    runs = read_tests(list(there))
+    outcomes = [
+        tested(experiment, run, cell) for run, cell in zip(runs, there.values(), strict=True)
+    ]
+    _write(experiment, outcomes, runs, out)
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -183,9 +213,17 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
             "--collect shows runs and trains none: leave --data, --only, --dry-run and "
             "key=value out"
         )
-    runs = read_tests(arguments.collect)
-    outcomes = [tested(experiment, run, placed(experiment, run.setting, run.name)) for run in runs]
-    _write(experiment, outcomes, runs, arguments.out)
+    if experiment.images:
+        folders = [Path(name) for name in arguments.collect]
+        settings = [image_setting(folder) for folder in folders]
+    else:
+        runs = read_tests(arguments.collect)
+        folders, settings = [Path(run.name) for run in runs], [run.setting for run in runs]
+    cells = [
+        placed(experiment, setting, str(folder))
+        for folder, setting in zip(folders, settings, strict=True)
+    ]
+    _show(experiment, dict(zip(folders, cells, strict=True)), arguments.out)
     return 0
 
 

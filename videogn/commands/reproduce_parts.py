@@ -12,9 +12,10 @@ from videogn.commands.step_time import Asked, Found, look_ahead
 from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config, to_tree
 from videogn.engine.experiments import Cell, Experiment, keep_epochs
+from videogn.engine.outcomes import has_outcome, read_pretraining
 from videogn.engine.plan import duration
 from videogn.engine.runs import RunFolder, check_folder
-from videogn.engine.test_folder import INSIDE, RESULTS, read_results
+from videogn.engine.test_folder import INSIDE, read_results
 from videogn.errors import ConfigError, RunError
 from videogn.stopping import EXIT_CODE
 
@@ -112,15 +113,16 @@ def standing(job: Job, experiment: Experiment) -> Standing:
     check_folder(folder, job.config)
     state = folder.checkpoints.peek()
     done = 0 if state is None else state.iteration
-    if experiment.images or state is None:
+    if state is None or not has_outcome(folder.path, images=experiment.images):
         return Standing(done, finished=False)
-    test = folder.path / INSIDE[0]
-    if not (test / RESULTS).is_file():
-        return Standing(done, finished=False)
-    results = read_results(test)
-    _check_test(test, results, job)
-    trained = results.get("iteration") == done and not _goes_further(folder, job)
-    return Standing(done, finished=trained)
+    if experiment.images:
+        reached = read_pretraining(folder.path)["last"]["iteration"]
+    else:
+        test = folder.path / INSIDE[0]
+        results = read_results(test)
+        _check_test(test, results, job)
+        reached = results.get("iteration")
+    return Standing(done, finished=reached == done and not _goes_further(folder, job))
 
 
 def _check_test(test: Path, results: dict[str, Any], job: Job) -> None:

@@ -1,14 +1,18 @@
 """What trainings have come to, read from their folders without a network."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from videogn.config_files import load_config, to_tree
 from videogn.engine.experiments import Cell, Experiment
-from videogn.engine.report.reading import TestedRun, read_run
-from videogn.engine.report.table8 import Setting
+from videogn.engine.pretraining import outcome_file
+from videogn.engine.report.reading import CONFIG, TestedRun, read_run
+from videogn.engine.report.table8 import Setting, settings_of
+from videogn.engine.test_folder import INSIDE, RESULTS
 from videogn.errors import RunError
 
 
@@ -71,6 +75,55 @@ def tested(experiment: Experiment, run: TestedRun, cell: Cell) -> Outcome:
     top1, top5 = run.results["top1"], run.results["top5"]
     values = (top1, top5) if experiment.measure == "accuracy" else (100 - top1, 100 - top5)
     return Outcome(Path(run.name), cell, values)
+
+
+def has_outcome(run: Path, *, images: bool) -> bool:
+    """Whether a run's folder tells what came of it."""
+    if images:
+        return outcome_file(run).is_file()
+    return (run / INSIDE[0] / RESULTS).is_file()
+
+
+def pretrained(run: Path, cell: Cell) -> Outcome:
+    """The outcome of a pre-training on images: the median error of its last epochs.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    return Outcome(run, cell, (float(read_pretraining(run)["median"]["top1_error"]),))
+
+
+def read_pretraining(run: Path) -> dict[str, Any]:
+    """What ``videogn pretrain`` left of a finished run.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    path = outcome_file(run)
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sound = isinstance(tree["last"]["iteration"], int)
+        error = tree["median"]["top1_error"]
+        if not (sound and type(error) in (int, float) and 0 <= error <= 100):
+            raise ValueError("its errors cannot be")
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path}: no such file; `videogn pretrain` writes it when its run is complete"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}: cannot be read: {error}; start the finished run again to write it anew"
+        ) from error
+    return tree
+
+
+def image_setting(run: Path) -> Setting:
+    """The settings of a pre-training.
+
+    Raises:
+        ConfigError: its config cannot be read.
+    """
+    return settings_of(to_tree(load_config(run / CONFIG).config))
 
 
 def placed(experiment: Experiment, setting: Setting, name: str) -> Cell:
