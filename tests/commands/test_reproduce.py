@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import image_tree
 from report_folders import CELLS, config_tree, make_probs, write_test, write_training
 from tiny_run import TinySetup
 
@@ -206,6 +207,53 @@ def test_a_sweep_trains_a_pair_of_configs_at_every_batch(
     top1 = [run["top1"] for run in cells[0]["runs"]]
     assert cells[0]["mean"]["top1"] == pytest.approx(np.mean(top1), abs=1e-3)
     assert "±" in capsys.readouterr().out
+
+
+STILL = [
+    "model.num_classes=3",
+    "model.width=4",
+    "model.depths=[1,1]",
+    "clip.short_side_min=36",
+    "clip.crop_size=32",
+    "train.epochs=1",
+    "data.num_workers=0",
+]
+
+
+def test_image_cells_are_pre_trained_and_shown_by_their_median_error(
+    tmp_path, here, capsys
+) -> None:
+    data, out = tmp_path / "images", tmp_path / "out"
+    image_tree(data / "train", 3, 4, lambda number: (40 + number, 60))
+    image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
+    words = ["reproduce", "table2", "--data", str(data), "--out", str(out), "--gpus", "1"]
+    words += ["--only", "r50_bn_b4,r50_bn_b8", *STILL]
+    assert main(words) == 0
+    assert [command[0] for command in here] == ["pretrain", "pretrain"]
+    assert "34.7" in capsys.readouterr().out
+    cells = {
+        (cell["row"], cell["column"]): cell
+        for cell in json.loads((out / "table2.json").read_text())["cells"]
+    }
+    for batch in (4, 8):
+        told = json.loads((out / f"r50_bn_b{batch}" / "pretrain.json").read_text())
+        median = told["median"]["top1_error"]
+        assert cells["BN", str(batch)]["mean"]["top1"] == pytest.approx(median, abs=1e-3)
+    assert (out / "table2.png").read_bytes().startswith(b"\x89PNG")
+    here.clear()
+    assert main(words) == 0
+    assert here == []
+    # One epoch more: what is there is gone on with.
+    assert main([*words[:-1], "data.num_workers=0", "train.epochs=2"]) == 0
+    assert len(here) == 2
+    told = json.loads((out / "r50_bn_b4" / "pretrain.json").read_text())
+    assert told["last"]["iteration"] == 6
+    capsys.readouterr()
+    # Elsewhere the same runs find their places by their configs.
+    runs = [str(out / f"r50_bn_b{batch}") for batch in (4, 8)]
+    assert main(["reproduce", "table2", "--out", str(tmp_path / "c"), "--collect", *runs]) == 0
+    collected = json.loads((tmp_path / "c" / "table2.json").read_text())["cells"]
+    assert [len(cell["runs"]) for cell in collected[:5]] == [0, 0, 1, 1, 0]
 
 
 @pytest.fixture(scope="module")
