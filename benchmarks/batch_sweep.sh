@@ -25,7 +25,7 @@ PY
 
 for norm in bn gn; do
   run=$out/textures_$norm groups=
-  if [ "$norm" = gn ]; then groups="--channels-per-group 8"; fi
+  if [ "$norm" = gn ]; then groups="--num-groups 8"; fi
   videogn pretrain configs/sweep/r50_2d.yaml model.norm=$norm out="$run" \
     data.train="$out/made/appearance_train.txt" data.val="$out/made/appearance_val.txt"
   for classes in 4 6; do
@@ -63,7 +63,7 @@ fi
 for split in train val test; do videogn data index "$out/made/motion_$split.txt"; done
 sweep "$out/motion_sweep" "${swept[@]}" model.num_classes=4 clip.frame_stride=1 \
   clip.short_side_min=56 clip.short_side_max=64 clip.crop_size=56 clip.flip_probability=0 \
-  train.epochs=6 train.warmup_iterations=60 \
+  train.epochs=5 train.warmup_iterations=60 \
   data.train="$out/made/motion_train.txt" data.val="$out/made/motion_val.txt" \
   data.test="$out/made/motion_test.txt" \
   "model.weights=$out/weights/i3d_{norm}_4.safetensors"
