@@ -38,6 +38,7 @@ from videogn.engine.outcomes import (
 )
 from videogn.engine.report.page import page
 from videogn.engine.report.reading import TestedRun
+from videogn.engine.report.run_table import run_table
 from videogn.engine.report.sweep_plot import draw_sweep, has_plot
 from videogn.engine.report.table8 import cell_of, departures
 from videogn.engine.report.tables import json_table, markdown_table, text_table
@@ -236,7 +237,9 @@ def _write(
     for line in text_table(experiment, found):
         print(line)
     files = {
-        f"{experiment.name}.md": markdown_table(experiment, found),
+        f"{experiment.name}.md": (
+            f"{markdown_table(experiment, found)}\n{run_table(outcomes, experiment.images)}"
+        ),
         f"{experiment.name}.json": json_table(experiment, found),
     }
     if experiment.name == "table8":
