@@ -227,7 +227,7 @@ def test_image_cells_are_pre_trained_and_shown_by_their_median_error(
     image_tree(data / "train", 3, 4, lambda number: (40 + number, 60))
     image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
     words = ["reproduce", "table2", "--data", str(data), "--out", str(out), "--gpus", "1"]
-    words += ["--only", "r50_bn_b4,r50_bn_b8", *STILL]
+    words += ["--only", "r50_bn_b4,r50_bn_b8", "train.percentile_layer=conv1", *STILL]
     assert main(words) == 0
     assert [command[0] for command in here] == ["pretrain", "pretrain"]
     assert "34.7" in capsys.readouterr().out
@@ -240,6 +240,7 @@ def test_image_cells_are_pre_trained_and_shown_by_their_median_error(
         median = told["median"]["top1_error"]
         assert cells["BN", str(batch)]["mean"]["top1"] == pytest.approx(median, abs=1e-3)
     assert (out / "table2.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table2_percentiles.png").read_bytes().startswith(b"\x89PNG")
     here.clear()
     assert main(words) == 0
     assert here == []
