@@ -46,6 +46,17 @@ def test_a_run_is_placed_by_its_settings() -> None:
     assert placed(table8(), setting(), "r").name == "gn_32x2_b8"
 
 
+def test_seeds_tell_cells_apart() -> None:
+    seed_one = settings_of({"model": {"norm": "gn"}, "train": {"clips_per_gpu": 8}, "seed": 1})
+    assert placed(SWEEP, seed_one, "r").name == "gn_b8_s1"
+
+
+def test_a_run_that_may_be_of_two_rows_is_refused() -> None:
+    rows = batch_sweep([Recipe("a", "a", "gn"), Recipe("b", "b", "gn")], [8])
+    with pytest.raises(RunError, match="may be a_b8 or b_b8"):
+        placed(rows, setting(), "r")
+
+
 def test_a_run_of_no_cell_is_refused_with_what_is_nearest() -> None:
     with pytest.raises(RunError, match=r"of gn_32x2_b8 it differs: train\.clips_per_gpu is 16"):
         placed(table8(), setting(train={"clips_per_gpu": 16}), "r")

@@ -6,15 +6,17 @@ What is there already is not done again: the same command goes on where it was.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from videogn.commands.data_folder import data_words
 from videogn.commands.reproduce_parts import (
+    Job,
     chosen,
     commands_of,
+    finished_jobs,
     make_job,
     plan_jobs,
     plan_lines,
@@ -28,11 +30,12 @@ from videogn.engine.experiments import Cell, Experiment, Recipe, batch_sweep, ta
 from videogn.engine.image_experiments import resnet101, table1, table2, table3, vgg16
 from videogn.engine.outcomes import (
     Outcome,
+    check_complete,
     entries,
-    has_outcome,
     image_setting,
     placed,
     pretrained,
+    read_pretraining,
     read_tests,
     tested,
 )
@@ -119,12 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
             "launcher, or run the commands of --dry-run under yours and then --collect"
         )
     world_size = _world_size(arguments.gpus)
-    tests_on_val = arguments.experiment == "table8" or experiment.images
-    data = data_words(arguments.data, tests_on_val=tests_on_val) if arguments.data else []
-    jobs = [
-        make_job(cell, arguments.out, data, arguments.overrides, world_size)
-        for cell in chosen(experiment, arguments.only)
-    ]
+    data = _data(arguments, experiment)
+
+    def jobs_of(cells: Iterable[Cell]) -> list[Job]:
+        words = arguments.overrides
+        return [make_job(cell, arguments.out, data, words, world_size) for cell in cells]
+
+    jobs = jobs_of(chosen(experiment, arguments.only))
     planned = plan_jobs(jobs, experiment, world_size)
     print(f"{experiment.title}\n")
     for line in plan_lines(planned, world_size):
@@ -137,14 +141,20 @@ def run(arguments: argparse.Namespace) -> int:
         print("dry run: nothing was trained or written")
         return 0
     code = run_jobs(planned, experiment, world_size)
-    there = {
-        arguments.out / cell.name: cell
-        for cell in experiment.cells
-        if has_outcome(arguments.out / cell.name, images=experiment.images)
-    }
+    # Asked anew: the runs have begun now, those of other machines too.
+    shown_jobs = finished_jobs(jobs_of(experiment.cells), experiment)
+    there = {job.folder.path: job.cell for job in shown_jobs}
     if there:
         _show(experiment, there, arguments.out)
     return code
+
+
+def _data(arguments: argparse.Namespace, experiment: Experiment) -> list[str]:
+    if arguments.data is None:
+        return []
+    given = dict(word.split("=", 1) for word in arguments.overrides if "=" in word)
+    tests_on_val = arguments.experiment == "table8" or experiment.images
+    return data_words(arguments.data, tests_on_val=tests_on_val, given=given)
 
 
 def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None:
@@ -213,12 +223,20 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
             "--collect shows runs and trains none: leave --data, --only, --dry-run and "
             "key=value out"
         )
+    folders = [Path(name) for name in arguments.collect]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("--collect: a run is named twice; name each once")
     if experiment.images:
-        folders = [Path(name) for name in arguments.collect]
         settings = [image_setting(folder) for folder in folders]
+        for folder in folders:
+            check_complete(folder, read_pretraining(folder)["last"]["iteration"])
     else:
         runs = read_tests(arguments.collect)
-        folders, settings = [Path(run.name) for run in runs], [run.setting for run in runs]
+        settings = [run.setting for run in runs]
+        for run in runs:
+            # The best weights may be of any iteration.
+            if run.training is not None and run.results.get("weights") != "best":
+                check_complete(run.training.folder, run.results.get("iteration"))
     cells = [
         placed(experiment, setting, str(folder))
         for folder, setting in zip(folders, settings, strict=True)
