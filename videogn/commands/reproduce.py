@@ -32,6 +32,7 @@ from videogn.engine.outcomes import (
     Outcome,
     check_complete,
     entries,
+    image_departures,
     image_setting,
     placed,
     pretrained,
@@ -162,6 +163,9 @@ def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None
     if experiment.images:
         outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
         _write(experiment, outcomes, [], out)
+        whys = [(folder.name, _image_departures(folder, cell)) for folder, cell in there.items()]
+        for line in _departure_lines(whys):
+            print(line)
         return
     runs = read_tests(list(there))
     outcomes = [
@@ -258,7 +262,8 @@ def _write(
         f"{experiment.name}.json": json_table(experiment, found),
     }
     if experiment.name == "table8":
-        for line in _departures(runs):
+        whys = [(Path(run.name).name, list(_video_departures(run))) for run in runs]
+        for line in _departure_lines(whys):
             print(line)
         files["report.html"] = page(runs)
     for name, text in files.items():
@@ -271,16 +276,29 @@ def _write(
     print(f"wrote {', '.join(printable(out / name) for name in names)}", flush=True)
 
 
-def _departures(runs: Sequence[TestedRun]) -> Iterator[str]:
-    """What of runs is not the paper's, one line for all runs that it is true of."""
+def _image_departures(folder: Path, cell: Cell) -> list[str]:
+    return list(image_departures(folder, load_config(config_file(cell.config)).config))
+
+
+def _video_departures(run: TestedRun) -> Iterator[str]:
+    cell = cell_of(run.setting, run.results.get("weights"))
+    if isinstance(cell, str):
+        yield cell
+    yield from departures(run.setting, run.results["num_videos"])
+
+
+def _departure_lines(whys: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
+    """What of runs is not the paper's, one line for all runs that it is true of.
+
+    Args:
+        whys: name of each run and a sentence on each thing.
+    """
     told: dict[str, list[str]] = {}
-    for run in runs:
-        cell = cell_of(run.setting, run.results.get("weights"))
-        whys = [cell] if isinstance(cell, str) else []
-        for why in (*whys, *departures(run.setting, run.results["num_videos"])):
-            told.setdefault(why, []).append(Path(run.name).name)
+    for name, sentences in whys:
+        for why in sentences:
+            told.setdefault(why, []).append(name)
     if told:
         yield "\nnot the paper's:"
     for why, names in told.items():
-        whose = "all" if len(names) == len(runs) else ", ".join(names)
+        whose = "all" if len(names) == len(whys) else ", ".join(names)
         yield f"  - {why} ({whose})"

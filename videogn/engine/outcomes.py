@@ -1,19 +1,26 @@
 """What trainings have come to, read from their folders without a network."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from videogn.config_files import load_config, to_tree
+from videogn.config import Config
+from videogn.config_files import differences, load_config, to_tree
 from videogn.engine.experiments import Cell, Experiment
 from videogn.engine.pretraining import outcome_file
 from videogn.engine.report.reading import CONFIG, LOG, TestedRun, read_entries, read_run
 from videogn.engine.report.table8 import Setting, settings_of
+from videogn.engine.runs import HARMLESS
 from videogn.engine.test_folder import INSIDE, RESULTS
 from videogn.errors import RunError
+
+VAL_IMAGES = 50_000
+"""Validation images of ImageNet."""
+GPUS = 8
+"""Of the paper's trainings on ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,14 @@ def asked_iterations(run: Path) -> int | None:
     Raises:
         RunError: the log cannot be read.
     """
+    asked = _newest_start(run).get("iterations")
+    return asked if type(asked) is int else None
+
+
+def _newest_start(run: Path) -> Mapping[str, Any]:
     log = run / LOG
     starts = [e for e in (read_entries(log) if log.is_file() else []) if e.get("kind") == "start"]
-    asked = starts[-1].get("iterations") if starts else None
-    return asked if type(asked) is int else None
+    return starts[-1] if starts else {}
 
 
 def check_complete(run: Path, reached: int | None) -> None:
@@ -145,6 +156,27 @@ def check_complete(run: Path, reached: int | None) -> None:
             f"{run}: its numbers are of iteration {reached}, and the training has {asked}; finish "
             "it, and test its last checkpoint"
         )
+
+
+def image_departures(run: Path, shipped: Config) -> Iterator[str]:
+    """What of a pre-training is not as in the paper, a sentence each.
+
+    Args:
+        shipped: the config of its cell, which has the paper's recipe.
+
+    Raises:
+        UserError: the run's config, log or outcome cannot be read.
+    """
+    config = load_config(run / CONFIG).config
+    for key, (wanted, found) in differences(shipped, config).items():
+        if key in ("train.epochs", "train.iterations") or key not in HARMLESS | {"seed"}:
+            yield f"{key} is {found}; the cell's config has {wanted}"
+    images = read_pretraining(run).get("num_images")
+    if images != VAL_IMAGES:
+        yield f"{images} images to validate on; ImageNet has {VAL_IMAGES:,}"
+    batch, papers = _newest_start(run).get("global_batch"), GPUS * shipped.train.clips_per_gpu
+    if batch != papers:
+        yield f"{batch} images an iteration; the paper has {papers}, on {GPUS} GPUs"
 
 
 def image_setting(run: Path) -> Setting:
