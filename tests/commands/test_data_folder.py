@@ -66,7 +66,7 @@ def test_a_split_that_is_named_is_not_looked_for(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train"], "has no val split; looked for .*validation"),
+        (["train"], "has no val split: .* validation .*data.val=PATH"),
         (["val"], "has no train split"),
         (["train", "val.csv", "val.txt"], "val.csv and val.txt may both be the val split"),
     ],

@@ -41,9 +41,9 @@ def data_words(
     if train is None or val is None:
         missing = "train" if train is None else "val"
         raise ConfigError(
-            f"--data {folder}: has no {missing} split; looked for "
-            f"{', '.join(map(str, _candidates(folder, missing)))}; name the list by "
-            f"data.{missing}=PATH"
+            f"--data {folder}: has no {missing} split: no list or folder called "
+            f"{' or '.join(SPLITS[missing])} ({', '.join(SUFFIXES)}; lists also in "
+            f"{ANNOTATIONS[1]}/); name it by data.{missing}=PATH"
         )
     sources = {"train": train, "val": val, "test": val if tests_on_val or test is None else test}
     words = [f"data.{split}={path}" for split, path in sources.items()]
