@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import image_tree
 from report_folders import CELLS, config_tree, make_probs, write_test, write_training
 from tiny_run import TinySetup
 
@@ -249,6 +250,37 @@ def test_a_sweep_trains_a_pair_of_configs_at_every_batch(
     top1 = [run["top1"] for run in cells[0]["runs"]]
     assert cells[0]["mean"]["top1"] == pytest.approx(np.mean(top1), abs=1e-3)
     assert "±" in capsys.readouterr().out
+
+
+def test_imagenet_cells_are_pretrained_and_shown_when_they_are_whole(
+    tmp_path, here, capsys, monkeypatch
+) -> None:
+    data, out = tmp_path / "images", tmp_path / "out"
+    image_tree(data / "train", 3, 11, lambda number: (40 + number, 60))
+    image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
+    words = ["reproduce", "table1", "--data", str(data), "--out", str(out), "--gpus", "1"]
+    words += ["--only", "r50_bn", "model.num_classes=3", "model.width=4", "model.depths=[1,1]"]
+    words += ["clip.short_side_min=36", "clip.crop_size=32", "data.num_workers=0"]
+    assert main([*words, "train.epochs=2"]) == 0
+    assert [command[0] for command in here] == ["pretrain"]
+    printed = capsys.readouterr().out
+    assert "model.num_classes is 3; the cell's config has 1000 (all)" in printed
+    assert "6 images to validate on; ImageNet has 50,000" in printed
+    cells = json.loads((out / "table1.json").read_text())["cells"]
+    told = json.loads((out / "r50_bn_b32" / "pretrain.json").read_text())
+    assert cells[0]["column"] == "BN"
+    assert cells[0]["mean"]["top1"] == pytest.approx(told["median"]["top1_error"], abs=1e-3)
+    assert [cell["runs"] for cell in cells[1:]] == [[]] * 3
+
+    assert main([*words, "train.epochs=2"]) == 0
+    assert len(here) == 1
+    # A longer training that fails leaves the errors of the shorter one.
+    monkeypatch.setattr(reproduce_parts, "launch", lambda *_: 1)
+    capsys.readouterr()
+    assert main([*words, "train.epochs=3"]) == 1
+    printed = capsys.readouterr().out
+    assert "not shown: r50_bn_b32: its numbers are of another length" in printed
+    assert "val error" not in printed
 
 
 @pytest.fixture(scope="module")
