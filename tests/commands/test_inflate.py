@@ -231,7 +231,7 @@ def test_timms_full_network_is_inflated_and_verified(tmp_path, capsys):
 
 REFUSALS = [
     ("none.pth", "", "none.pth: no such file"),
-    (".", "", r"\.: is a folder"),
+    (".", "", r"\.: a folder without checkpoints"),
     ("cut.pth", "", "cut.pth: is damaged, cut off or no torch weight file .*copy it again"),
     ("cut.st", "", "cut.st: is damaged or cut off .*copy it again"),
     ("text.pth", "", "text.pth: is neither a safetensors nor a torch weight file"),
@@ -357,3 +357,12 @@ def test_words_that_are_no_options_values_end_with_code_2(folder, capsys, option
         inflate(f"gn.pth -o out.st {options}")
     assert ended.value.code == 2
     assert options.split()[0] in capsys.readouterr().err
+
+
+def test_a_pre_trainings_folder_stands_for_its_last_checkpoint(folder):
+    spec = NetworkSpec("resnet50", "gn", 8, None, "nonlocal", 3, 8, (1, 1, 1, 1), 0.0)
+    info = WeightInfo(spec, ("a", "b", "c"), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), None, None, None)
+    Path("run/checkpoints").mkdir(parents=True)
+    write_weights("run/checkpoints/last.safetensors", small_state(), info)
+    inflate(f"run -o out.st --classes 3 {SMALL}")
+    assert read_info("out.st").class_names == ("a", "b", "c")

@@ -252,35 +252,71 @@ def test_a_sweep_trains_a_pair_of_configs_at_every_batch(
     assert "±" in capsys.readouterr().out
 
 
-def test_imagenet_cells_are_pretrained_and_shown_when_they_are_whole(
-    tmp_path, here, capsys, monkeypatch
-) -> None:
+STILL = [
+    "model.num_classes=3",
+    "model.width=4",
+    "model.depths=[1,1]",
+    "clip.short_side_min=36",
+    "clip.crop_size=32",
+    "train.epochs=1",
+    "data.num_workers=0",
+]
+
+
+def test_what_is_not_the_papers_or_not_whole_is_told(tmp_path, here, capsys, monkeypatch) -> None:
     data, out = tmp_path / "images", tmp_path / "out"
     image_tree(data / "train", 3, 11, lambda number: (40 + number, 60))
     image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
     words = ["reproduce", "table1", "--data", str(data), "--out", str(out), "--gpus", "1"]
-    words += ["--only", "r50_bn", "model.num_classes=3", "model.width=4", "model.depths=[1,1]"]
-    words += ["clip.short_side_min=36", "clip.crop_size=32", "data.num_workers=0"]
-    assert main([*words, "train.epochs=2"]) == 0
-    assert [command[0] for command in here] == ["pretrain"]
+    words += ["--only", "r50_bn", *STILL]
+    assert main(words) == 0
     printed = capsys.readouterr().out
     assert "model.num_classes is 3; the cell's config has 1000 (all)" in printed
     assert "6 images to validate on; ImageNet has 50,000" in printed
-    cells = json.loads((out / "table1.json").read_text())["cells"]
-    told = json.loads((out / "r50_bn_b32" / "pretrain.json").read_text())
-    assert cells[0]["column"] == "BN"
-    assert cells[0]["mean"]["top1"] == pytest.approx(told["median"]["top1_error"], abs=1e-3)
-    assert [cell["runs"] for cell in cells[1:]] == [[]] * 3
-
-    assert main([*words, "train.epochs=2"]) == 0
-    assert len(here) == 1
     # A longer training that fails leaves the errors of the shorter one.
     monkeypatch.setattr(reproduce_parts, "launch", lambda *_: 1)
     capsys.readouterr()
-    assert main([*words, "train.epochs=3"]) == 1
+    assert main([*words, "train.epochs=2"]) == 1
     printed = capsys.readouterr().out
     assert "not shown: r50_bn_b32: its numbers are of another length" in printed
     assert "val error" not in printed
+
+
+def test_image_cells_are_pre_trained_and_shown_by_their_median_error(
+    tmp_path, here, capsys
+) -> None:
+    data, out = tmp_path / "images", tmp_path / "out"
+    image_tree(data / "train", 3, 4, lambda number: (40 + number, 60))
+    image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
+    words = ["reproduce", "table2", "--data", str(data), "--out", str(out), "--gpus", "1"]
+    words += ["--only", "r50_bn_b4,r50_bn_b8", "train.percentile_layer=conv1", *STILL]
+    assert main(words) == 0
+    assert [command[0] for command in here] == ["pretrain", "pretrain"]
+    assert "34.7" in capsys.readouterr().out
+    cells = {
+        (cell["row"], cell["column"]): cell
+        for cell in json.loads((out / "table2.json").read_text())["cells"]
+    }
+    for batch in (4, 8):
+        told = json.loads((out / f"r50_bn_b{batch}" / "pretrain.json").read_text())
+        median = told["median"]["top1_error"]
+        assert cells["BN", str(batch)]["mean"]["top1"] == pytest.approx(median, abs=1e-3)
+    assert (out / "table2.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table2_percentiles.png").read_bytes().startswith(b"\x89PNG")
+    here.clear()
+    assert main(words) == 0
+    assert here == []
+    # One epoch more: what is there is gone on with.
+    assert main([*words[:-1], "data.num_workers=0", "train.epochs=2"]) == 0
+    assert len(here) == 2
+    told = json.loads((out / "r50_bn_b4" / "pretrain.json").read_text())
+    assert told["last"]["iteration"] == 6
+    capsys.readouterr()
+    # Elsewhere the same runs find their places by their configs.
+    runs = [str(out / f"r50_bn_b{batch}") for batch in (4, 8)]
+    assert main(["reproduce", "table2", "--out", str(tmp_path / "c"), "--collect", *runs]) == 0
+    collected = json.loads((tmp_path / "c" / "table2.json").read_text())["cells"]
+    assert [len(cell["runs"]) for cell in collected[:5]] == [0, 0, 1, 1, 0]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Turn the weights of a 2D ResNet into weights of the video network.
 
 SOURCE holds a 2D ResNet of torchvision, timm, Detectron, detectron2, tensorpack, mmdetection,
-mmpretrain, PySlowFast or this program, as .pth, .pkl, .npz or .safetensors. Its kind is found from
-its content, whatever its name, and it is never run as code.
+mmpretrain, PySlowFast or this program, as .pth, .pkl, .npz or .safetensors, or is the folder of a
+pre-training. Its kind is found from its content, whatever its name, and it is never run as code.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from videogn.commands.setup import checkpoint_file
 from videogn.data.annotations import read_class_names
 from videogn.errors import UserError, WeightError
 from videogn.files import sha256_of
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     )
     _check_buildable(spec)
     inflation = inflate_file(
-        args.source,
+        checkpoint_file(args.source),
         args.out,
         spec,
         source_format=args.source_format,

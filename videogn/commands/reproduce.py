@@ -41,10 +41,13 @@ from videogn.engine.outcomes import (
     tested,
 )
 from videogn.engine.report.page import page
+from videogn.engine.report.percentiles import draw_side_by_side
 from videogn.engine.report.reading import TestedRun
+from videogn.engine.report.run_table import run_table
 from videogn.engine.report.sweep_plot import draw_sweep, has_plot
 from videogn.engine.report.table8 import cell_of, departures
 from videogn.engine.report.tables import json_table, markdown_table, text_table
+from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, RunError
 from videogn.files import check_writable, printable, write_text
 
@@ -258,7 +261,9 @@ def _write(
     for line in text_table(experiment, found):
         print(line)
     files = {
-        f"{experiment.name}.md": markdown_table(experiment, found),
+        f"{experiment.name}.md": (
+            f"{markdown_table(experiment, found)}\n{run_table(outcomes, experiment.images)}"
+        ),
         f"{experiment.name}.json": json_table(experiment, found),
     }
     if experiment.name == "table8":
@@ -273,6 +278,11 @@ def _write(
     if has_plot(experiment):
         names.append(f"{experiment.name}.png")
         draw_sweep(experiment, found, out / names[-1])
+    logs = {one.cell.name: RunFolder(one.run).log for one in outcomes}
+    percentiles = f"{experiment.name}_percentiles.png"
+    there = {name: log for name, log in logs.items() if log.is_file()}
+    if draw_side_by_side(there, out / percentiles):
+        names.append(percentiles)
     print(f"wrote {', '.join(printable(out / name) for name in names)}", flush=True)
 
 

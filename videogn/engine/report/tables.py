@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from videogn.engine.experiments import Experiment
 from videogn.engine.outcomes import Entry
+from videogn.engine.report.run_table import summary_at
 
 Place = tuple[str, str]
 MISSING = "-"
@@ -98,7 +100,12 @@ def json_table(experiment: Experiment, found: Mapping[Place, Entry]) -> str:
             "mean": _named(entry.means),
             "std": _named(entry.spreads),
             "runs": [
-                {"run": str(one.run), "cell": one.cell.name, **_named(one.values)}
+                {
+                    "run": str(one.run),
+                    "cell": one.cell.name,
+                    **_named(one.values),
+                    "log": asdict(summary_at(one.run)),
+                }
                 for one in entry.outcomes
             ],
         }
