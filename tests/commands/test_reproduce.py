@@ -273,6 +273,7 @@ def test_what_is_not_the_papers_or_not_whole_is_told(tmp_path, here, capsys, mon
     printed = capsys.readouterr().out
     assert "model.num_classes is 3; the cell's config has 1000 (all)" in printed
     assert "6 images to validate on; ImageNet has 50,000" in printed
+    assert "- model.num_classes is 3" in (out / "table1.md").read_text()
     # A longer training that fails leaves the errors of the shorter one.
     monkeypatch.setattr(reproduce_parts, "launch", lambda *_: 1)
     capsys.readouterr()

@@ -165,16 +165,21 @@ def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None
     """The outcomes of run folders whose cells are known."""
     if experiment.images:
         outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
-        _write(experiment, outcomes, [], out)
         whys = [(folder.name, _image_departures(folder, cell)) for folder, cell in there.items()]
-        for line in _departure_lines(whys):
-            print(line)
+        _write(experiment, outcomes, _told_once(whys), out)
         return
     runs = read_tests(list(there))
     outcomes = [
         tested(experiment, run, cell) for run, cell in zip(runs, there.values(), strict=True)
     ]
-    _write(experiment, outcomes, runs, out)
+    whys = []
+    if experiment.name == "table8":
+        whys = [(Path(run.name).name, list(_video_departures(run))) for run in runs]
+        report = out / "report.html"
+        check_writable(report)
+        write_text(report, page(runs))
+        print(f"wrote {printable(report)}")
+    _write(experiment, outcomes, _told_once(whys), out)
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -253,24 +258,23 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
 
 
 def _write(
-    experiment: Experiment, outcomes: Sequence[Outcome], runs: Sequence[TestedRun], out: Path
+    experiment: Experiment, outcomes: Sequence[Outcome], told: Sequence[str], out: Path
 ) -> None:
-    """Print the table and write it, its numbers, its picture and the report of its runs."""
+    """Print the table and write it, its numbers and its picture.
+
+    Args:
+        told: what is not as in the paper.
+    """
     found = entries(experiment, outcomes)
     print()
-    for line in text_table(experiment, found):
+    departed = ["", "not as in the paper:", "", *(f"- {line}" for line in told)] if told else []
+    for line in (*text_table(experiment, found), *departed):
         print(line)
+    parts = [markdown_table(experiment, found), run_table(outcomes, experiment.images)]
     files = {
-        f"{experiment.name}.md": (
-            f"{markdown_table(experiment, found)}\n{run_table(outcomes, experiment.images)}"
-        ),
+        f"{experiment.name}.md": "\n".join([*parts, *departed[1:]]).rstrip("\n") + "\n",
         f"{experiment.name}.json": json_table(experiment, found),
     }
-    if experiment.name == "table8":
-        whys = [(Path(run.name).name, list(_video_departures(run))) for run in runs]
-        for line in _departure_lines(whys):
-            print(line)
-        files["report.html"] = page(runs)
     for name, text in files.items():
         check_writable(out / name)
         write_text(out / name, text)
@@ -297,7 +301,7 @@ def _video_departures(run: TestedRun) -> Iterator[str]:
     yield from departures(run.setting, run.results["num_videos"])
 
 
-def _departure_lines(whys: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
+def _told_once(whys: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """What of runs is not the paper's, one line for all runs that it is true of.
 
     Args:
@@ -307,8 +311,7 @@ def _departure_lines(whys: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]
     for name, sentences in whys:
         for why in sentences:
             told.setdefault(why, []).append(name)
-    if told:
-        yield "\nnot the paper's:"
-    for why, names in told.items():
-        whose = "all" if len(names) == len(whys) else ", ".join(names)
-        yield f"  - {why} ({whose})"
+    return [
+        f"{why} ({'all' if len(names) == len(whys) else ', '.join(names)})"
+        for why, names in told.items()
+    ]
