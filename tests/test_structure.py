@@ -32,7 +32,7 @@ ALLOWED = {
     "data": BASE | {"data"},
     "models": BASE | {"models"},
     "engine": BASE | {"data", "models", "engine"},
-    "commands": BASE | {"data", "models", "engine", "commands", "ranks"},
+    "commands": BASE | {"data", "models", "engine", "commands", "parents", "ranks"},
     "cli": BASE | {"commands", "parents", "ranks"},
     "__main__": {"cli"},
 }

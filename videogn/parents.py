@@ -30,6 +30,17 @@ def end_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     ).start()
 
 
+def end_with_parent(parent: int) -> None:
+    """End this process, without a word, within seconds of the end of the one that started it."""
+    threading.Thread(target=_await_parent, args=(parent,), daemon=True).start()
+
+
+def _await_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    os._exit(1)
+
+
 def _await_end(launcher: int, rank: int | None) -> None:
     while os.getppid() == launcher:
         time.sleep(POLL_SECONDS)

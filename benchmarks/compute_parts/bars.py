@@ -1,4 +1,4 @@
-"""Section bars: what the issue asks for, met, missed or unmeasured."""
+"""Section bars: what is asked for, met, missed or unmeasured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -22,7 +22,7 @@ EPS = 1e-5
 ROTATED_BYTES = 2**28
 """Tensors of one kind that are gone through before one is met again: several times the L2."""
 BAR_BYTES = 64e6
-"""Size from which the issue's bar holds."""
+"""Size from which the bar holds."""
 FORMATS = {"last": torch.channels_last_3d, "contiguous": torch.contiguous_format}
 
 

@@ -56,10 +56,17 @@ def test_prepared_folders_bring_their_class_names(tmp_path) -> None:
     assert "data.root" not in found
 
 
+def test_a_split_that_is_named_is_not_looked_for(tmp_path) -> None:
+    make(tmp_path, "train", "val.csv", "val.txt")
+    given = {"data.val": str(tmp_path / "val.txt")}
+    found = data_words(tmp_path, tests_on_val=True, given=given)
+    assert found[1:] == [f"data.{split}={tmp_path}/val.txt" for split in ("val", "test")]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train"], "has no val split; looked for .*validation"),
+        (["train"], "has no val split: .* validation .*data.val=PATH"),
         (["val"], "has no train split"),
         (["train", "val.csv", "val.txt"], "val.csv and val.txt may both be the val split"),
     ],

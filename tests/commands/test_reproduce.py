@@ -12,7 +12,9 @@ from tiny_run import TinySetup
 from videogn.cli import main
 from videogn.commands import reproduce_parts
 from videogn.commands.step_time import Asked, Found, _found
+from videogn.engine.experiments import Recipe, batch_sweep
 from videogn.engine.runs import RunFolder
+from videogn.errors import ConfigError
 
 TINY = [
     "model.num_classes=4",
@@ -148,9 +150,50 @@ def test_cells_are_trained_tested_and_shown_once(kinetics, tmp_path, here, capsy
     printed = capsys.readouterr().out
     assert "trained, not tested" in printed
     assert "is complete: 2 iterations are done" in printed
+    # The run keeps its batch, and with it its iterations, on any number of GPUs.
+    here.clear()
+    assert main([*words, "--gpus", "2"]) == 0
+    assert here == []
+    assert "finished" in capsys.readouterr().out
     # More iterations: the test is of a network that is not the last one.
     assert main([*words, "train.iterations=3"]) == 2
-    assert "holds another test" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "holds another test" in printed.err
+    assert "not shown: gn_32x2_b4" in printed.out
+
+
+def test_a_test_in_the_middle_of_a_training_is_no_outcome(
+    tiny: TinySetup, tmp_path, here, capsys
+) -> None:
+    words = ["reproduce", "batch-sweep", "--configs", str(tiny.config), "--batches", "4"]
+    words += ["--out", str(tmp_path / "out"), "--gpus", "1", "test.num_clips=1"]
+
+    def iterations(count: int) -> list[str]:
+        return [f"train.iterations={count}", "train.val_interval=6"]
+
+    assert main([*words, *iterations(2)]) == 0
+    assert (tmp_path / "out" / "batch-sweep.json").is_file()
+    capsys.readouterr()
+    # As if four had been asked for, and a signal had stopped it after two.
+    run = tmp_path / "out" / "gn_b4"
+    for name in ("log.jsonl", "config.yaml"):
+        text = (run / name).read_text()
+        longer = text.replace('"iterations": 2,', '"iterations": 4,')
+        (run / name).write_text(longer.replace("iterations: 2\n", "iterations: 4\n"))
+    assert main([*words, *iterations(4), "--dry-run"]) == 0
+    assert "2 done" in capsys.readouterr().out
+
+
+def test_several_gpus_may_not_make_a_cell_another(
+    tiny: TinySetup, tmp_path, here, capsys, fails
+) -> None:
+    words = ["batch-sweep", "--configs", str(tiny.config), "--batches", "4"]
+    words += ["--out", str(tmp_path / "out"), "test.num_clips=1", "train.val_interval=6"]
+    assert main(["reproduce", *words, "--gpus", "1", "train.iterations=2"]) == 0
+    capsys.readouterr()
+    told = fails(*words, "--gpus", "2", "train.iterations=3")
+    assert "4 clips per iteration, 4 on each GPU, and 2 GPUs cannot" in told
+    assert "--gpus 1\n" in told
 
 
 def test_one_cell_that_fails_does_not_keep_the_others(
@@ -221,6 +264,26 @@ STILL = [
 ]
 
 
+def test_what_is_not_the_papers_or_not_whole_is_told(tmp_path, here, capsys, monkeypatch) -> None:
+    data, out = tmp_path / "images", tmp_path / "out"
+    image_tree(data / "train", 3, 11, lambda number: (40 + number, 60))
+    image_tree(data / "val", 3, 2, lambda number: (60, 40 + number))
+    words = ["reproduce", "table1", "--data", str(data), "--out", str(out), "--gpus", "1"]
+    words += ["--only", "r50_bn", *STILL]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "model.num_classes is 3; the cell's config has 1000 (all)" in printed
+    assert "6 images to validate on; ImageNet has 50,000" in printed
+    assert "- model.num_classes is 3" in (out / "table1.md").read_text()
+    # A longer training that fails leaves the errors of the shorter one.
+    monkeypatch.setattr(reproduce_parts, "launch", lambda *_: 1)
+    capsys.readouterr()
+    assert main([*words, "train.epochs=2"]) == 1
+    printed = capsys.readouterr().out
+    assert "not shown: r50_bn_b32: its numbers are of another length" in printed
+    assert "val error" not in printed
+
+
 def test_image_cells_are_pre_trained_and_shown_by_their_median_error(
     tmp_path, here, capsys
 ) -> None:
@@ -284,6 +347,16 @@ def test_runs_made_elsewhere_are_collected(collected, tmp_path, here, capsys) ->
     assert here == []
 
 
+def test_collected_runs_are_whole_and_named_once(collected, tmp_path, fails) -> None:
+    run = tmp_path / "half"
+    shutil.copytree(collected / "gn_32x2_b8", run)
+    words = ["table8", "--out", str(tmp_path / "out"), "--collect"]
+    assert "a run is named twice" in fails(*words, str(run), f"{run}/../half")
+    log = run / "log.jsonl"
+    log.write_text(log.read_text().replace('"iteration": 0,', '"iteration": 0, "iterations": 8,'))
+    assert "of iteration 400000, and the training has 8" in fails(*words, str(run))
+
+
 def test_the_driver_runs_its_cells_in_processes_of_their_own(kinetics, tmp_path, capfd) -> None:
     out = tmp_path / "out"
     words = ["reproduce", "table8", "--data", str(kinetics), "--out", str(out), "--gpus", "1"]
@@ -320,6 +393,22 @@ test_the_driver_runs_its_cells_in_processes_of_their_own = pytest.mark.slow(
 def test_wrong_words_get_one_message(words, message, tmp_path, here, fails) -> None:
     small = [] if "--collect" in words else ["model.weights=null"]
     assert message in fails(*words, "--out", str(tmp_path / "out"), *small)
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [
+        ("bn_b1", ["bn_b1"]),
+        ("bn_b16", ["bn_b16"]),
+        ("bn", ["bn_b16", "bn_b1"]),
+        ("bn_", ["bn_b16", "bn_b1"]),
+    ],
+)
+def test_a_number_of_only_is_meant_whole(word, names) -> None:
+    experiment = batch_sweep([Recipe("BN", "a", "bn"), Recipe("GN", "b", "gn")], [16, 1])
+    assert [cell.name for cell in reproduce_parts.chosen(experiment, [word])] == names
+    with pytest.raises(ConfigError, match="begins so"):
+        reproduce_parts.chosen(experiment, ["bn", ""])
 
 
 @pytest.mark.parametrize("word", ["8,x", "8,8"])

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from videogn.commands.shipped import config_file
+from videogn.config_files import load_config, to_yaml
 from videogn.engine.experiments import Recipe, batch_sweep, table8, with_seeds
-from videogn.engine.outcomes import Outcome, entries, placed
+from videogn.engine.outcomes import Outcome, check_complete, entries, image_departures, placed
 from videogn.engine.report.table8 import settings_of
 from videogn.errors import RunError
 
@@ -44,6 +47,51 @@ def setting(**leaves):
 
 def test_a_run_is_placed_by_its_settings() -> None:
     assert placed(table8(), setting(), "r").name == "gn_32x2_b8"
+
+
+def test_seeds_tell_cells_apart() -> None:
+    seed_one = settings_of({"model": {"norm": "gn"}, "train": {"clips_per_gpu": 8}, "seed": 1})
+    assert placed(SWEEP, seed_one, "r").name == "gn_b8_s1"
+
+
+def test_a_run_that_may_be_of_two_rows_is_refused() -> None:
+    rows = batch_sweep([Recipe("a", "a", "gn"), Recipe("b", "b", "gn")], [8])
+    with pytest.raises(RunError, match="may be a_b8 or b_b8"):
+        placed(rows, setting(), "r")
+
+
+def pretraining(folder: Path, words: list[str], *, images: int, batch: int) -> list[str]:
+    shipped = config_file("imagenet/r50_gn_b2")
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(load_config(shipped, words).config))
+    start = {"kind": "start", "iteration": 0, "iterations": 7, "global_batch": batch}
+    (folder / "log.jsonl").write_text(json.dumps(start) + "\n")
+    told = {"num_images": images, "last": {"iteration": 7}, "median": {"top1_error": 24.0}}
+    (folder / "pretrain.json").write_text(json.dumps(told))
+    return list(image_departures(folder, load_config(shipped).config))
+
+
+def test_the_papers_training_departs_in_nothing(tmp_path) -> None:
+    harmless = ["out=elsewhere", "seed=3", "data.train=a", "data.num_workers=2"]
+    assert pretraining(tmp_path / "run", harmless, images=50_000, batch=16) == []
+
+
+def test_what_is_not_the_papers_imagenet_is_told(tmp_path) -> None:
+    words = ["model.num_classes=10", "train.epochs=30"]
+    assert pretraining(tmp_path / "run", words, images=360, batch=2) == [
+        "model.num_classes is 10; the cell's config has 1000",
+        "train.epochs is 30.0; the cell's config has 100.0",
+        "360 images to validate on; ImageNet has 50,000",
+        "2 images an iteration; the paper has 16, on 8 GPUs",
+    ]
+
+
+def test_numbers_of_a_trainings_middle_are_refused(tmp_path) -> None:
+    pretraining(tmp_path / "run", [], images=1, batch=1)
+    check_complete(tmp_path / "run", 7)
+    with pytest.raises(RunError, match="of iteration 5, and the training has 7"):
+        check_complete(tmp_path / "run", 5)
+    check_complete(tmp_path / "no log", 5)
 
 
 def test_a_run_of_no_cell_is_refused_with_what_is_nearest() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from videogn.engine.experiments import Recipe, batch_sweep, table8, with_seeds
+from videogn.engine.image_experiments import table3
 from videogn.engine.outcomes import Outcome, entries
 from videogn.engine.report.sweep_plot import draw_sweep, has_plot, sweep_figure
 from videogn.engine.report.tables import json_table, markdown_table, text_table
@@ -77,11 +78,17 @@ def test_json_has_every_number_and_run(swept) -> None:
 def test_the_plot_falls_from_large_to_small_batches_and_shows_every_run(swept) -> None:
     axes = sweep_figure(SWEEP, swept).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "2"]
+    assert axes.get_xlabel() == "clips per GPU"
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert lines["BN"] == [38.0, 75.0]
     assert lines["GN"] == [39.0, 36.0]
     marks = [list(line.get_ydata()) for line in axes.lines if line.get_label() not in ("BN", "GN")]
     assert sorted(marks) == sorted([[40, 36], [80, 70], [39, 39], [38, 34]])
+
+
+def test_a_plot_over_groups_does_not_call_them_batches() -> None:
+    assert has_plot(table3())
+    assert sweep_figure(table3(), {}).axes[0].get_xlabel() == "number of groups or channels"
 
 
 def test_the_plot_is_written_and_tables_without_numbers_have_none(swept, tmp_path) -> None:

@@ -1,6 +1,6 @@
 """Which lists a folder of a data set holds, in the layouts that Kinetics and others come in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from videogn.errors import ConfigError
@@ -18,26 +18,32 @@ ANNOTATIONS = ("", "annotations")
 """Folders that lists lie in; CVDF's copy of Kinetics has the second."""
 
 
-def data_words(folder: Path, *, tests_on_val: bool) -> list[str]:
+def data_words(
+    folder: Path, *, tests_on_val: bool, given: Mapping[str, str] | None = None
+) -> list[str]:
     """``data.train=`` and its likes for the lists or class-folder trees of a folder.
 
     Args:
         tests_on_val: whether the test is of the validation videos, whatever else there is; the
             labels of Kinetics' test split are not published.
+        given: what the user has set; a split that is named there is not looked for.
 
     Raises:
         ConfigError: there is no training or no validation split, or more than one.
     """
     if not folder.is_dir():
         raise ConfigError(f"--data {folder}: no such folder")
-    found = {split: _one(folder, split) for split in SPLITS}
-    train, val, test = (found[split] for split in ("train", "val", "test"))
+    given = given or {}
+    train, val, test = (
+        Path(given[f"data.{split}"]) if f"data.{split}" in given else _one(folder, split)
+        for split in ("train", "val", "test")
+    )
     if train is None or val is None:
         missing = "train" if train is None else "val"
         raise ConfigError(
-            f"--data {folder}: has no {missing} split; looked for "
-            f"{', '.join(map(str, _candidates(folder, missing)))}; name the list by "
-            f"data.{missing}=PATH"
+            f"--data {folder}: has no {missing} split: no list or folder called "
+            f"{' or '.join(SPLITS[missing])} ({', '.join(SUFFIXES)}; lists also in "
+            f"{ANNOTATIONS[1]}/); name it by data.{missing}=PATH"
         )
     sources = {"train": train, "val": val, "test": val if tests_on_val or test is None else test}
     words = [f"data.{split}={path}" for split, path in sources.items()]

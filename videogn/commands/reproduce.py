@@ -6,15 +6,17 @@ What is there already is not done again: the same command goes on where it was.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from videogn.commands.data_folder import data_words
 from videogn.commands.reproduce_parts import (
+    Job,
     chosen,
     commands_of,
+    finished_jobs,
     make_job,
     plan_jobs,
     plan_lines,
@@ -28,11 +30,13 @@ from videogn.engine.experiments import Cell, Experiment, Recipe, batch_sweep, ta
 from videogn.engine.image_experiments import resnet101, table1, table2, table3, vgg16
 from videogn.engine.outcomes import (
     Outcome,
+    check_complete,
     entries,
-    has_outcome,
+    image_departures,
     image_setting,
     placed,
     pretrained,
+    read_pretraining,
     read_tests,
     tested,
 )
@@ -122,12 +126,13 @@ def run(arguments: argparse.Namespace) -> int:
             "launcher, or run the commands of --dry-run under yours and then --collect"
         )
     world_size = _world_size(arguments.gpus)
-    tests_on_val = arguments.experiment == "table8" or experiment.images
-    data = data_words(arguments.data, tests_on_val=tests_on_val) if arguments.data else []
-    jobs = [
-        make_job(cell, arguments.out, data, arguments.overrides, world_size)
-        for cell in chosen(experiment, arguments.only)
-    ]
+    data = _data(arguments, experiment)
+
+    def jobs_of(cells: Iterable[Cell]) -> list[Job]:
+        words = arguments.overrides
+        return [make_job(cell, arguments.out, data, words, world_size) for cell in cells]
+
+    jobs = jobs_of(chosen(experiment, arguments.only))
     planned = plan_jobs(jobs, experiment, world_size)
     print(f"{experiment.title}\n")
     for line in plan_lines(planned, world_size):
@@ -140,27 +145,41 @@ def run(arguments: argparse.Namespace) -> int:
         print("dry run: nothing was trained or written")
         return 0
     code = run_jobs(planned, experiment, world_size)
-    there = {
-        arguments.out / cell.name: cell
-        for cell in experiment.cells
-        if has_outcome(arguments.out / cell.name, images=experiment.images)
-    }
+    # Asked anew: the runs have begun now, those of other machines too.
+    shown_jobs = finished_jobs(jobs_of(experiment.cells), experiment)
+    there = {job.folder.path: job.cell for job in shown_jobs}
     if there:
         _show(experiment, there, arguments.out)
     return code
+
+
+def _data(arguments: argparse.Namespace, experiment: Experiment) -> list[str]:
+    if arguments.data is None:
+        return []
+    given = dict(word.split("=", 1) for word in arguments.overrides if "=" in word)
+    tests_on_val = arguments.experiment == "table8" or experiment.images
+    return data_words(arguments.data, tests_on_val=tests_on_val, given=given)
 
 
 def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None:
     """The outcomes of run folders whose cells are known."""
     if experiment.images:
         outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
-        _write(experiment, outcomes, [], out)
+        whys = [(folder.name, _image_departures(folder, cell)) for folder, cell in there.items()]
+        _write(experiment, outcomes, _told_once(whys), out)
         return
     runs = read_tests(list(there))
     outcomes = [
         tested(experiment, run, cell) for run, cell in zip(runs, there.values(), strict=True)
     ]
-    _write(experiment, outcomes, runs, out)
+    whys = []
+    if experiment.name == "table8":
+        whys = [(Path(run.name).name, list(_video_departures(run))) for run in runs]
+        report = out / "report.html"
+        check_writable(report)
+        write_text(report, page(runs))
+        print(f"wrote {printable(report)}")
+    _write(experiment, outcomes, _told_once(whys), out)
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -216,12 +235,20 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
             "--collect shows runs and trains none: leave --data, --only, --dry-run and "
             "key=value out"
         )
+    folders = [Path(name) for name in arguments.collect]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("--collect: a run is named twice; name each once")
     if experiment.images:
-        folders = [Path(name) for name in arguments.collect]
         settings = [image_setting(folder) for folder in folders]
+        for folder in folders:
+            check_complete(folder, read_pretraining(folder)["last"]["iteration"])
     else:
         runs = read_tests(arguments.collect)
-        folders, settings = [Path(run.name) for run in runs], [run.setting for run in runs]
+        settings = [run.setting for run in runs]
+        for run in runs:
+            # The best weights may be of any iteration.
+            if run.training is not None and run.results.get("weights") != "best":
+                check_complete(run.training.folder, run.results.get("iteration"))
     cells = [
         placed(experiment, setting, str(folder))
         for folder, setting in zip(folders, settings, strict=True)
@@ -231,23 +258,23 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
 
 
 def _write(
-    experiment: Experiment, outcomes: Sequence[Outcome], runs: Sequence[TestedRun], out: Path
+    experiment: Experiment, outcomes: Sequence[Outcome], told: Sequence[str], out: Path
 ) -> None:
-    """Print the table and write it, its numbers, its picture and the report of its runs."""
+    """Print the table and write it, its numbers and its picture.
+
+    Args:
+        told: what is not as in the paper.
+    """
     found = entries(experiment, outcomes)
     print()
-    for line in text_table(experiment, found):
+    departed = ["", "not as in the paper:", "", *(f"- {line}" for line in told)] if told else []
+    for line in (*text_table(experiment, found), *departed):
         print(line)
+    parts = [markdown_table(experiment, found), run_table(outcomes, experiment.images)]
     files = {
-        f"{experiment.name}.md": (
-            f"{markdown_table(experiment, found)}\n{run_table(outcomes, experiment.images)}"
-        ),
+        f"{experiment.name}.md": "\n".join([*parts, *departed[1:]]).rstrip("\n") + "\n",
         f"{experiment.name}.json": json_table(experiment, found),
     }
-    if experiment.name == "table8":
-        for line in _departures(runs):
-            print(line)
-        files["report.html"] = page(runs)
     for name, text in files.items():
         check_writable(out / name)
         write_text(out / name, text)
@@ -263,16 +290,28 @@ def _write(
     print(f"wrote {', '.join(printable(out / name) for name in names)}", flush=True)
 
 
-def _departures(runs: Sequence[TestedRun]) -> Iterator[str]:
-    """What of runs is not the paper's, one line for all runs that it is true of."""
+def _image_departures(folder: Path, cell: Cell) -> list[str]:
+    return list(image_departures(folder, load_config(config_file(cell.config)).config))
+
+
+def _video_departures(run: TestedRun) -> Iterator[str]:
+    cell = cell_of(run.setting, run.results.get("weights"))
+    if isinstance(cell, str):
+        yield cell
+    yield from departures(run.setting, run.results["num_videos"])
+
+
+def _told_once(whys: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """What of runs is not the paper's, one line for all runs that it is true of.
+
+    Args:
+        whys: name of each run and a sentence on each thing.
+    """
     told: dict[str, list[str]] = {}
-    for run in runs:
-        cell = cell_of(run.setting, run.results.get("weights"))
-        whys = [cell] if isinstance(cell, str) else []
-        for why in (*whys, *departures(run.setting, run.results["num_videos"])):
-            told.setdefault(why, []).append(Path(run.name).name)
-    if told:
-        yield "\nnot the paper's:"
-    for why, names in told.items():
-        whose = "all" if len(names) == len(runs) else ", ".join(names)
-        yield f"  - {why} ({whose})"
+    for name, sentences in whys:
+        for why in sentences:
+            told.setdefault(why, []).append(name)
+    return [
+        f"{why} ({'all' if len(names) == len(whys) else ', '.join(names)})"
+        for why, names in told.items()
+    ]

@@ -10,9 +10,9 @@ from videogn.commands.launching import launch
 from videogn.commands.shipped import config_file
 from videogn.commands.step_time import Asked, Found, look_ahead
 from videogn.config import Config
-from videogn.config_files import LoadedConfig, load_config, to_tree
+from videogn.config_files import load_config, to_tree
 from videogn.engine.experiments import Cell, Experiment, keep_epochs
-from videogn.engine.outcomes import has_outcome, read_pretraining
+from videogn.engine.outcomes import asked_iterations, has_outcome, read_pretraining
 from videogn.engine.plan import duration
 from videogn.engine.runs import RunFolder, check_folder
 from videogn.engine.test_folder import INSIDE, read_results
@@ -78,7 +78,7 @@ def make_job(
     norm = load_config(path, given).config.model.norm
     words = [word.replace(NORM, norm) for word in words]
     # What the user counts in iterations is counted as in the config: at its base batch.
-    every = (*given, *words, *_kept(load_config(path, [*given, *words]), world_size))
+    every = (*given, *words, *_kept(load_config(path, [*given, *words]).config, world_size))
     return Job(
         cell=cell,
         path=path,
@@ -98,9 +98,13 @@ def _check_words(cell: Cell, words: Sequence[str]) -> None:
             )
 
 
-def _kept(loaded: LoadedConfig, world_size: int) -> Iterator[str]:
-    train = loaded.config.train
-    return keep_epochs(train, clips_per_gpu=train.clips_per_gpu, world_size=world_size)
+def _kept(config: Config, world_size: int) -> Iterator[str]:
+    """The counts of iterations at the batch that the run has, or will have."""
+    train = config.train
+    state = RunFolder(Path(config.out)).checkpoints.peek()
+    # A run keeps the batch that it began with, on however many GPUs it goes on.
+    begun = train.clips_per_gpu * world_size * train.accumulation
+    return keep_epochs(train, begun if state is None else state.global_batch)
 
 
 def standing(job: Job, experiment: Experiment) -> Standing:
@@ -122,7 +126,9 @@ def standing(job: Job, experiment: Experiment) -> Standing:
         results = read_results(test)
         _check_test(test, results, job)
         reached = results.get("iteration")
-    return Standing(done, finished=reached == done and not _goes_further(folder, job))
+    asked = asked_iterations(folder.path)
+    at_end = reached == done == asked and not _goes_further(folder, job)
+    return Standing(done, finished=at_end)
 
 
 def _check_test(test: Path, results: dict[str, Any], job: Job) -> None:
@@ -168,6 +174,8 @@ def plan_jobs(jobs: Sequence[Job], experiment: Experiment, world_size: int) -> l
     """
     standings = [standing(job, experiment) for job in jobs]
     left = [job for job, how in zip(jobs, standings, strict=True) if not how.finished]
+    for job in left:
+        _check_shares(job, world_size)
     timed: dict[tuple[str, tuple[str, ...]], int] = {}
     asked = []
     for place, job in enumerate(left):
@@ -183,6 +191,24 @@ def plan_jobs(jobs: Sequence[Job], experiment: Experiment, world_size: int) -> l
         Planned(job, how, of_job.get(job.cell.name))
         for job, how in zip(jobs, standings, strict=True)
     ]
+
+
+def _check_shares(job: Job, world_size: int) -> None:
+    """Refuse GPUs on which a run would go on with fewer clips on each, and be another cell.
+
+    Raises:
+        RunError: naming the numbers of GPUs that keep them.
+    """
+    state, clips = job.folder.checkpoints.peek(), job.config.train.clips_per_gpu
+    if state is None or state.global_batch % (clips * world_size) == 0:
+        return
+    shares = state.global_batch // clips
+    fitting = [str(number) for number in range(1, shares + 1) if shares % number == 0]
+    raise RunError(
+        f"{job.folder.path}: was begun with {state.global_batch} clips per iteration, {clips} on "
+        f"each GPU, and {world_size} GPUs cannot take as many each; go on with --gpus "
+        f"{' or '.join(fitting)}"
+    )
 
 
 def _without(words: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
@@ -279,18 +305,40 @@ def run_jobs(planned: Sequence[Planned], experiment: Experiment, world_size: int
     return next(iter(failures.values()), 0)
 
 
+def finished_jobs(jobs: Sequence[Job], experiment: Experiment) -> Iterator[Job]:
+    """The jobs whose outcomes are what is asked for now; a line for each that has another one."""
+    for job in jobs:
+        if not has_outcome(job.folder.path, images=experiment.images):
+            continue
+        try:
+            finished, why = standing(job, experiment).finished, "its numbers are of another length"
+        except RunError as error:
+            finished, why = False, str(error)
+        if finished:
+            yield job
+        else:
+            print(f"not shown: {job.cell.name}: {why}", flush=True)
+
+
 def chosen(experiment: Experiment, only: Sequence[str]) -> list[Cell]:
     """The cells of an experiment, or those whose names begin with a word of ``only``.
+
+    A number is meant whole: ``bn_b1`` is not the beginning of ``bn_b16``.
 
     Raises:
         ConfigError: a word is the beginning of none.
     """
     for word in only:
-        if not any(cell.name.startswith(word) for cell in experiment.cells):
+        if not any(_begins(cell.name, word) for cell in experiment.cells):
             names = ", ".join(cell.name for cell in experiment.cells)
             raise ConfigError(f"--only {word}: no cell's name begins so; they are {names}")
     return [
         cell
         for cell in experiment.cells
-        if not only or any(cell.name.startswith(word) for word in only)
+        if not only or any(_begins(cell.name, word) for word in only)
     ]
+
+
+def _begins(name: str, word: str) -> bool:
+    cut_number = word[-1:].isdigit() and name[len(word) :][:1].isdigit()
+    return word != "" and name.startswith(word) and not cut_number

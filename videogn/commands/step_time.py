@@ -1,10 +1,12 @@
 """What a training will do and how long its steps take, found out without beginning it."""
 
 import multiprocessing
+import os
+import signal
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from videogn.distributed import World, joined_world
 from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.memory import memory_told
 from videogn.engine.plan import TrainPlan
+from videogn.errors import RunError
+from videogn.parents import end_with_parent
 
 
 class Asked(NamedTuple):
@@ -48,10 +52,24 @@ def look_ahead(asked: Sequence[Asked], world_size: int) -> list[Found]:
         UserError: the first thing that is wrong with one of them.
     """
     context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, context, _begin, (os.getpid(),)) as pool:
+            return [pool.submit(_found, one, world_size).result() for one in asked]
+    except BrokenProcessPool as error:
+        raise RunError(
+            "the process that measures steps was ended; is the machine out of memory? Set "
+            "fewer data.num_workers, or try one cell alone by --only"
+        ) from error
+
+
+def _begin(parent: int) -> None:
+    """Prepare the process that measures."""
     # As in the command line's own process: pytorchvideo compiles as it is imported there too.
-    quiet = partial(warnings.filterwarnings, "ignore", "`torch.jit.script", FutureWarning)
-    with ProcessPoolExecutor(1, context, quiet) as pool:
-        return [pool.submit(_found, one, world_size).result() for one in asked]
+    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+    # Ctrl-C reaches both processes, and the other one has the words.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A parent that is killed cannot end it, and a GPU's memory would stay taken.
+    end_with_parent(parent)
 
 
 def _found(asked: Asked, world_size: int) -> Found:

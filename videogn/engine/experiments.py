@@ -173,13 +173,15 @@ def with_seeds(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
     return replace(experiment, cells=cells)
 
 
-def keep_epochs(train: TrainConfig, *, clips_per_gpu: int, world_size: int) -> Iterator[str]:
+def keep_epochs(train: TrainConfig, batch: int) -> Iterator[str]:
     """Words that let a recipe see each video as often at another batch as at its own.
 
     Learning rates follow the batch by themselves (paper, section 4.1); what the recipe counts in
     iterations does not, but for those of ``train.epochs``.
+
+    Args:
+        batch: clips per iteration, over all GPUs and steps of accumulation.
     """
-    batch = clips_per_gpu * world_size * train.accumulation
     counts = {"warmup_iterations": train.warmup_iterations}
     if train.epochs is None:
         counts["iterations"] = train.iterations

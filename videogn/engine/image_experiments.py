@@ -66,7 +66,7 @@ def table3() -> Experiment:
     return Experiment(
         name="table3",
         title="ImageNet validation, ResNet-50, 32 images per GPU, by group: top-1 error (%)",
-        corner="number",
+        corner="number of groups or channels",
         measure="error",
         images=True,
         cells=(*groups, *channels),

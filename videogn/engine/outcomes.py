@@ -1,19 +1,26 @@
 """What trainings have come to, read from their folders without a network."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from videogn.config_files import load_config, to_tree
+from videogn.config import Config
+from videogn.config_files import differences, load_config, to_tree
 from videogn.engine.experiments import Cell, Experiment
 from videogn.engine.pretraining import outcome_file
-from videogn.engine.report.reading import CONFIG, TestedRun, read_run
+from videogn.engine.report.reading import CONFIG, LOG, TestedRun, read_entries, read_run
 from videogn.engine.report.table8 import Setting, settings_of
+from videogn.engine.runs import HARMLESS
 from videogn.engine.test_folder import INSIDE, RESULTS
 from videogn.errors import RunError
+
+VAL_IMAGES = 50_000
+"""Validation images of ImageNet."""
+GPUS = 8
+"""Of the paper's trainings on ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,61 @@ def read_pretraining(run: Path) -> dict[str, Any]:
     return tree
 
 
+def asked_iterations(run: Path) -> int | None:
+    """Iterations of the whole training by the newest start in a run's log; None if untold.
+
+    Raises:
+        RunError: the log cannot be read.
+    """
+    asked = _newest_start(run).get("iterations")
+    return asked if type(asked) is int else None
+
+
+def _newest_start(run: Path) -> Mapping[str, Any]:
+    log = run / LOG
+    starts = [e for e in (read_entries(log) if log.is_file() else []) if e.get("kind") == "start"]
+    return starts[-1] if starts else {}
+
+
+def check_complete(run: Path, reached: int | None) -> None:
+    """Refuse numbers of a training's middle.
+
+    Args:
+        run: the folder of the training; one whose log does not tell its length is taken as it is.
+        reached: the iteration that the numbers are of.
+
+    Raises:
+        RunError: the training was to be of another length.
+    """
+    asked = asked_iterations(run)
+    if asked is not None and reached != asked:
+        raise RunError(
+            f"{run}: its numbers are of iteration {reached}, and the training has {asked}; finish "
+            "it, and test its last checkpoint"
+        )
+
+
+def image_departures(run: Path, shipped: Config) -> Iterator[str]:
+    """What of a pre-training is not as in the paper, a sentence each.
+
+    Args:
+        shipped: the config of its cell, which has the paper's recipe.
+
+    Raises:
+        UserError: the run's config, log or outcome cannot be read.
+    """
+    config = load_config(run / CONFIG).config
+    for key, (wanted, found) in differences(shipped, config).items():
+        if key in ("train.epochs", "train.iterations") or key not in HARMLESS | {"seed"}:
+            yield f"{key} is {found}; the cell's config has {wanted}"
+    images = read_pretraining(run).get("num_images")
+    if images != VAL_IMAGES:
+        yield f"{images} images to validate on; ImageNet has {VAL_IMAGES:,}"
+    batch, papers = _newest_start(run).get("global_batch"), GPUS * shipped.train.clips_per_gpu
+    if batch != papers:
+        yield f"{batch} images an iteration; the paper has {papers}, on {GPUS} GPUs"
+
+
 def image_setting(run: Path) -> Setting:
     """The settings of a pre-training.
 
@@ -133,11 +195,17 @@ def placed(experiment: Experiment, setting: Setting, name: str) -> Cell:
         setting: of the run.
 
     Raises:
-        RunError: it belongs to none; the message has what is nearest.
+        RunError: it belongs to none; the message has what is nearest. Or it may belong to several.
     """
-    for cell in experiment.cells:
-        if cell.fits(setting):
-            return cell
+    fitting = [cell for cell in experiment.cells if cell.fits(setting)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        told = " or ".join(cell.name for cell in fitting)
+        raise RunError(
+            f"{name}: may be {told}, which its settings do not tell apart; collect the rows of "
+            "--configs one by one"
+        )
     nearest = min(experiment.cells, key=lambda cell: len(_misses(cell, setting)))
     told = ", ".join(
         f"{key} is {found} and not {wanted}"

@@ -1,4 +1,4 @@
-"""Error against the batch, as the paper's Figure 1: a line for each norm, a mark for each run."""
+"""Error against the columns, such as the batch in the paper's Figure 1: a line for each row."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,17 +43,12 @@ def sweep_figure(experiment: Experiment, found: Mapping[Place, Entry], *, note: 
         of_row = {column: found[row, column] for column in columns if (row, column) in found}
         _draw_row(axes, row, of_row, places, number, errors=experiment.measure == "error")
     axes.set_xticks(range(len(columns)), columns)
-    axes.set(xlabel=_x_label(experiment), ylabel="top-1 error (%)")
+    axes.set(xlabel=experiment.corner, ylabel="top-1 error (%)")
     axes.set_title(note or experiment.title, fontsize=10)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     return figure
-
-
-def _x_label(experiment: Experiment) -> str:
-    unit = "images" if experiment.images else "clips"
-    return f"batch size ({unit} per GPU)"
 
 
 def _draw_row(

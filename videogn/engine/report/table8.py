@@ -159,7 +159,8 @@ def settings_of(*trees: Mapping[str, Any]) -> Setting:
     def setting(name: str) -> Any:
         section, _, leaf = name.rpartition(".")
         for tree in trees:
-            branch = tree.get(section)
+            # Some, such as seed, stand in no section.
+            branch = tree.get(section) if section else tree
             if isinstance(branch, Mapping) and leaf in branch:
                 return branch[leaf]
         return None
