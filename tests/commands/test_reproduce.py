@@ -250,7 +250,10 @@ def test_a_sweep_trains_a_pair_of_configs_at_every_batch(
         ["gn_b2_s1"],
     ]
     assert cells[3]["runs"][0]["log"]["iterations"] == 6
-    assert "GN - BN" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "GN - BN" in printed
+    assert "- train.precise_bn_batches is 1; the cell's config has 200 (all)" in printed
+    assert "clips_per_gpu is" not in printed
 
 
 STILL = [
@@ -357,6 +360,7 @@ def test_collected_runs_are_whole_and_named_once(collected, tmp_path, fails) -> 
     assert "of iteration 400000, and the training has 8" in fails(*words, str(run))
 
 
+@pytest.mark.slow
 def test_the_driver_runs_its_cells_in_processes_of_their_own(kinetics, tmp_path, capfd) -> None:
     out = tmp_path / "out"
     words = ["reproduce", "table8", "--data", str(kinetics), "--out", str(out), "--gpus", "1"]
@@ -366,11 +370,6 @@ def test_the_driver_runs_its_cells_in_processes_of_their_own(kinetics, tmp_path,
     assert "iter 2/2" in printed
     assert RunFolder(out / "gn_32x2_b4").last.exists()
     assert (out / "gn_32x2_b4" / "test" / "results.json").is_file()
-
-
-test_the_driver_runs_its_cells_in_processes_of_their_own = pytest.mark.slow(
-    test_the_driver_runs_its_cells_in_processes_of_their_own
-)
 
 
 @pytest.mark.parametrize(

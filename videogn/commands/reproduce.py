@@ -31,6 +31,7 @@ from videogn.engine.image_experiments import resnet101, table1, table2, table3, 
 from videogn.engine.outcomes import (
     Outcome,
     check_complete,
+    config_departures,
     entries,
     image_departures,
     image_setting,
@@ -54,6 +55,11 @@ from videogn.files import check_writable, printable, write_text
 SWEPT = ("kinetics400/i3d_r50_bn_32x2_b8", "kinetics400/i3d_r50_gn_32x2_b8")
 BATCHES = (8, 4, 2, 1)
 SWEEP = "batch-sweep"
+COUNTED = (
+    *("seed", "model.weights"),
+    *("train.iterations", "train.warmup_iterations", "train.val_interval"),
+)
+"""Keys in which the runs of a sweep differ from its configs by its nature."""
 TABLES: dict[str, Callable[[], Experiment]] = {
     "table8": table8,
     "table1": table1,
@@ -172,9 +178,12 @@ def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None
     outcomes = [
         tested(experiment, run, cell) for run, cell in zip(runs, there.values(), strict=True)
     ]
-    whys = []
-    if experiment.name == "table8":
-        whys = [(Path(run.name).name, list(_video_departures(run))) for run in runs]
+    of_table8 = experiment.name == "table8"
+    whys = [
+        (Path(run.name).name, list(_video_departures(run, cell, of_table8=of_table8)))
+        for run, cell in zip(runs, there.values(), strict=True)
+    ]
+    if of_table8:
         report = out / "report.html"
         check_writable(report)
         write_text(report, page(runs))
@@ -230,9 +239,10 @@ def _world_size(gpus: int | None) -> int:
 
 
 def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
-    if arguments.data or arguments.overrides or arguments.only or arguments.dry_run:
+    others = (arguments.data, arguments.overrides, arguments.only, arguments.gpus)
+    if any(others) or arguments.dry_run:
         raise ConfigError(
-            "--collect shows runs and trains none: leave --data, --only, --dry-run and "
+            "--collect shows runs and trains none: leave --data, --only, --gpus, --dry-run and "
             "key=value out"
         )
     folders = [Path(name) for name in arguments.collect]
@@ -263,11 +273,12 @@ def _write(
     """Print the table and write it, its numbers and its picture.
 
     Args:
-        told: what is not as in the paper.
+        told: what is not as in the paper or in the configs.
     """
     found = entries(experiment, outcomes)
     print()
-    departed = ["", "not as in the paper:", "", *(f"- {line}" for line in told)] if told else []
+    whose = "their configs" if experiment.name == SWEEP else "the paper"
+    departed = ["", f"not as in {whose}:", "", *(f"- {line}" for line in told)] if told else []
     for line in (*text_table(experiment, found), *departed):
         print(line)
     parts = [markdown_table(experiment, found), run_table(outcomes, experiment.images)]
@@ -282,10 +293,9 @@ def _write(
     if has_plot(experiment):
         names.append(f"{experiment.name}.png")
         draw_sweep(experiment, found, out / names[-1])
-    logs = {one.cell.name: RunFolder(one.run).log for one in outcomes}
+    logs = [(one.run.name, RunFolder(one.run).log) for one in outcomes]
     percentiles = f"{experiment.name}_percentiles.png"
-    there = {name: log for name, log in logs.items() if log.is_file()}
-    if draw_side_by_side(there, out / percentiles):
+    if draw_side_by_side([one for one in logs if one[1].is_file()], out / percentiles):
         names.append(percentiles)
     print(f"wrote {', '.join(printable(out / name) for name in names)}", flush=True)
 
@@ -294,10 +304,18 @@ def _image_departures(folder: Path, cell: Cell) -> list[str]:
     return list(image_departures(folder, load_config(config_file(cell.config)).config))
 
 
-def _video_departures(run: TestedRun) -> Iterator[str]:
-    cell = cell_of(run.setting, run.results.get("weights"))
-    if isinstance(cell, str):
-        yield cell
+def _video_departures(run: TestedRun, cell: Cell, *, of_table8: bool) -> Iterator[str]:
+    """What is not as in the paper, or, of a sweep, as in its config."""
+    if run.results.get("weights") == "best":
+        yield "the weights are those of the best validation, not the last ones"
+    if not of_table8:
+        if run.training is not None:
+            shipped = load_config(config_file(cell.config)).config
+            yield from config_departures(run.training.folder, shipped, but=COUNTED)
+        return
+    place = cell_of(run.setting, run.results.get("weights"))
+    if isinstance(place, str):
+        yield place
     yield from departures(run.setting, run.results["num_videos"])
 
 

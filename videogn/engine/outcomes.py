@@ -1,7 +1,7 @@
 """What trainings have come to, read from their folders without a network."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -167,16 +167,31 @@ def image_departures(run: Path, shipped: Config) -> Iterator[str]:
     Raises:
         UserError: the run's config, log or outcome cannot be read.
     """
-    config = load_config(run / CONFIG).config
-    for key, (wanted, found) in differences(shipped, config).items():
-        if key in ("train.epochs", "train.iterations") or key not in HARMLESS | {"seed"}:
-            yield f"{key} is {found}; the cell's config has {wanted}"
+    yield from config_departures(run, shipped)
     images = read_pretraining(run).get("num_images")
     if images != VAL_IMAGES:
         yield f"{images} images to validate on; ImageNet has {VAL_IMAGES:,}"
     batch, papers = _newest_start(run).get("global_batch"), GPUS * shipped.train.clips_per_gpu
     if batch != papers:
         yield f"{batch} images an iteration; the paper has {papers}, on {GPUS} GPUs"
+
+
+def config_departures(
+    run: Path, shipped: Config, *, but: Collection[str] = ("seed",)
+) -> Iterator[str]:
+    """What of a run's recipe is not that of the config of its cell, a sentence each.
+
+    Args:
+        but: keys that may differ.
+
+    Raises:
+        ConfigError: the run's config cannot be read.
+    """
+    config = load_config(run / CONFIG).config
+    for key, (wanted, found) in differences(shipped, config).items():
+        counts = key in ("train.epochs", "train.iterations") or key not in HARMLESS
+        if counts and key not in but:
+            yield f"{key} is {found}; the cell's config has {wanted}"
 
 
 def image_setting(run: Path) -> Setting:

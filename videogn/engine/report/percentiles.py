@@ -130,16 +130,16 @@ def draw_percentiles(log: Path, picture: Path, report: Callable[[str], None]) ->
         report(f"warning: {picture.name} is not drawn: {reason}")
 
 
-def draw_side_by_side(logs: Mapping[str, Path], picture: Path) -> bool:
+def draw_side_by_side(logs: Sequence[tuple[str, Path]], picture: Path) -> bool:
     """Draw the runs whose logs have percentiles, a panel for each, as Figure 6 of the paper.
 
     Args:
-        logs: title -> log.
+        logs: title and log of each.
 
     Returns:
         Whether there was one.
     """
-    found = [(title, percentiles_in(_entries(log))) for title, log in logs.items()]
+    found = [(title, percentiles_in(_entries(log))) for title, log in logs]
     runs = [(title, run) for title, run in found if run is not None]
     if runs:
         _write(picture, runs)
