@@ -143,6 +143,10 @@ def test_cells_are_trained_tested_and_shown_once(kinetics, tmp_path, here, capsy
     assert main(words) == 0
     assert here == []
     assert capsys.readouterr().out.count("finished") == 2
+    # Another list is told, for it may be the same videos at another place.
+    other = kinetics / "train.csv"
+    assert main([*words, "--dry-run", f"data.test={other}"]) == 0
+    assert f"finished, tested on {kinetics / 'val.csv'}" in capsys.readouterr().out
     # What is trained is only tested.
     shutil.rmtree(out / "gn_32x2_b4" / "test")
     words[words.index("--only") + 1] = "gn_32x2_b4"

@@ -54,10 +54,12 @@ class Standing:
     Attributes:
         done: finished iterations.
         finished: whether its outcome is there.
+        tested_on: the list of its test, where that is another than the one asked for now.
     """
 
     done: int
     finished: bool
+    tested_on: str | None = None
 
 
 def make_job(
@@ -119,6 +121,7 @@ def standing(job: Job, experiment: Experiment) -> Standing:
     done = 0 if state is None else state.iteration
     if state is None or not has_outcome(folder.path, images=experiment.images):
         return Standing(done, finished=False)
+    other = None
     if experiment.images:
         reached = read_pretraining(folder.path)["last"]["iteration"]
     else:
@@ -126,9 +129,10 @@ def standing(job: Job, experiment: Experiment) -> Standing:
         results = read_results(test)
         _check_test(test, results, job)
         reached = results.get("iteration")
+        other = results.get("list") if results.get("list") != job.config.data.test else None
     asked = asked_iterations(folder.path)
     at_end = reached == done == asked and not _goes_further(folder, job)
-    return Standing(done, finished=at_end)
+    return Standing(done, finished=at_end, tested_on=other)
 
 
 def _check_test(test: Path, results: dict[str, Any], job: Job) -> None:
@@ -235,7 +239,9 @@ def _plan_row(one: Planned, world_size: int) -> tuple[str, ...]:
     name, how = one.job.cell.name, one.standing
     if one.found is None:
         clips = str(one.job.config.train.clips_per_gpu)
-        return name, f"{how.done:,}", "", "", clips, "", "", "", "finished"
+        # The same videos may lie elsewhere now; whether they do is not looked at.
+        where = f", tested on {how.tested_on}" if how.tested_on else ""
+        return name, f"{how.done:,}", "", "", clips, "", "", "", f"finished{where}"
     plan, time = one.found
     state = "missing"
     if how.done:
