@@ -269,7 +269,8 @@ def pace_of(log: Sequence[dict[str, Any]], sizes: Sizes) -> dict[str, float]:
 def memory_of(device: torch.device) -> dict[str, float]:
     if device.type != "cuda":
         return {}
-    return {"peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    # Reserved: what CUDA graphs keep is not allocated in torch's sense.
+    return {"peak_gib": torch.cuda.max_memory_reserved(device) / 2**30}
 
 
 def make_lists(folder: Path, words: argparse.Namespace, sizes: Sizes) -> dict[str, Path]:
