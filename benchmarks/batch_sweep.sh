@@ -61,8 +61,8 @@ if [ -n "$footage" ]; then
     "model.weights=$out/weights/i3d_{norm}_6.safetensors"
 fi
 for split in train val test; do videogn data index "$out/made/motion_$split.txt"; done
-sweep "$out/motion_sweep" "${swept[@]}" model.num_classes=4 clip.frame_stride=1 \
-  clip.short_side_min=56 clip.short_side_max=64 clip.crop_size=56 clip.flip_probability=0 \
+sweep "$out/motion_sweep" "${swept[@]}" model.num_classes=4 clip.num_frames=8 \
+  clip.frame_stride=2 clip.short_side_min=56 clip.short_side_max=64 clip.crop_size=56 clip.flip_probability=0 \
   train.epochs=5 train.warmup_iterations=60 \
   data.train="$out/made/motion_train.txt" data.val="$out/made/motion_val.txt" \
   data.test="$out/made/motion_test.txt" \
@@ -73,4 +73,4 @@ first=r50_bn second=r50_gn
 sweep "$out/digits_table2" table2 --data "$out/digits" model.width=32 model.num_classes=10 \
   clip.augmentation=scale clip.short_side_min=36 clip.short_side_max=40 clip.crop_size=32 \
   clip.flip_probability=0 train.color_jitter=0 train.lighting=0 \
-  train.epochs=10 train.base_batch=32
+  train.epochs=8 train.base_batch=32
