@@ -56,7 +56,7 @@ SWEPT = ("kinetics400/i3d_r50_bn_32x2_b8", "kinetics400/i3d_r50_gn_32x2_b8")
 BATCHES = (8, 4, 2, 1)
 SWEEP = "batch-sweep"
 COUNTED = (
-    *("seed", "model.weights"),
+    *("seed", "model.weights", "data.class_names"),
     *("train.iterations", "train.warmup_iterations", "train.val_interval"),
 )
 """Keys in which the runs of a sweep differ from its configs by its nature."""

@@ -18,20 +18,14 @@ def has_plot(experiment: Experiment) -> bool:
     return len(experiment.columns) > 1 and all(column.isdigit() for column in experiment.columns)
 
 
-def draw_sweep(
-    experiment: Experiment, found: Mapping[Place, Entry], path: Path, *, note: str = ""
-) -> None:
-    """Write the picture as PNG: means, their standard deviations over runs, and every run.
-
-    Args:
-        note: a line under the title.
-    """
-    figure = sweep_figure(experiment, found, note=note)
+def draw_sweep(experiment: Experiment, found: Mapping[Place, Entry], path: Path) -> None:
+    """Write the picture as PNG: means, standard deviations of single runs, and every run."""
+    figure = sweep_figure(experiment, found)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", metadata={"Software": None})
 
 
-def sweep_figure(experiment: Experiment, found: Mapping[Place, Entry], *, note: str = "") -> Any:
+def sweep_figure(experiment: Experiment, found: Mapping[Place, Entry]) -> Any:
     """The matplotlib figure of :func:`draw_sweep`."""
     from matplotlib.figure import Figure
 
@@ -44,7 +38,8 @@ def sweep_figure(experiment: Experiment, found: Mapping[Place, Entry], *, note: 
         _draw_row(axes, row, of_row, places, number, errors=experiment.measure == "error")
     axes.set_xticks(range(len(columns)), columns)
     axes.set(xlabel=experiment.corner, ylabel="top-1 error (%)")
-    axes.set_title(note or experiment.title, fontsize=10)
+    if any(entry.spreads for entry in found.values()):
+        axes.set_title("means, standard deviations and single runs", fontsize=10)
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
