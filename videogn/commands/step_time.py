@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import signal
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from videogn.commands.measuring_process import begin
 from videogn.commands.run_parts import build_run, memory_plan
 from videogn.commands.train import StepTime, prepare, time_step
 from videogn.config_files import load_config
@@ -20,7 +19,6 @@ from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.memory import memory_told
 from videogn.engine.plan import TrainPlan
 from videogn.errors import RunError
-from videogn.parents import end_with_parent
 
 
 class Asked(NamedTuple):
@@ -53,23 +51,13 @@ def look_ahead(asked: Sequence[Asked], world_size: int) -> list[Found]:
     """
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, context, _begin, (os.getpid(),)) as pool:
+        with ProcessPoolExecutor(1, context, begin, (os.getpid(),)) as pool:
             return [pool.submit(_found, one, world_size).result() for one in asked]
     except BrokenProcessPool as error:
         raise RunError(
             "the process that measures steps was ended; is the machine out of memory? Set "
             "fewer data.num_workers, or try one cell alone by --only"
         ) from error
-
-
-def _begin(parent: int) -> None:
-    """Prepare the process that measures."""
-    # As in the command line's own process: pytorchvideo compiles as it is imported there too.
-    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-    # Ctrl-C reaches both processes, and the other one has the words.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A parent that is killed cannot end it, and a GPU's memory would stay taken.
-    end_with_parent(parent)
 
 
 def _found(asked: Asked, world_size: int) -> Found:
