@@ -50,10 +50,10 @@ from videogn.engine.rehearsal import rehearse
 from videogn.engine.resuming import share_batch
 from videogn.engine.runs import RunFolder, RunLog, check_folder, check_lists, claim
 from videogn.engine.trainer import Run, set_training, train, train_step
-from videogn.errors import DecodeError, RunError
+from videogn.errors import ConfigError, DecodeError, RunError
 from videogn.files import write_text
 from videogn.models.spec import NetworkSpec, WeightInfo
-from videogn.models.weights import check_backbone, read_weights
+from videogn.models.weights import WeightFile, check_backbone, read_weights
 from videogn.stopping import EXIT_CODE, stop_request
 from videogn.watchdog import Watchdog
 
@@ -105,7 +105,7 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     folder = RunFolder(Path(config.out))
     check_folder(folder, config)
     num_classes = config.model.num_classes
-    weights = read_weights(config.model.weights) if config.model.weights else None
+    weights = _read_weights(config.model.weights) if config.model.weights else None
     if weights is not None:
         check_backbone(spec_of(config.model), weights)
     same_classes = weights is not None and weights.info.spec.num_classes == num_classes
@@ -142,6 +142,15 @@ def prepare(loaded: LoadedConfig, world_size: int) -> Prepared:
     prepared = Prepared(config, train_list, val_list, weights, info, plan)
     check_lists(folder, _lists(prepared))
     return prepared
+
+
+def _read_weights(name: str) -> WeightFile:
+    if not Path(name).exists():
+        raise ConfigError(
+            f"model.weights={name}: no such file; make it by `videogn inflate 2D_WEIGHTS -o "
+            f"{name}`, name another, or set model.weights=null to start from random ones"
+        )
+    return read_weights(name)
 
 
 def _keep_batch(config: Config, world_size: int) -> Config:
