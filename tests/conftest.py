@@ -13,6 +13,7 @@ from torch import nn
 from videogn.data.forms import Coding, encode, numbers_in
 from videogn.data.opening import CHECKS
 from videogn.errors import UserError
+from videogn.stopping import stop_request
 
 FOOTAGE = Path(os.environ.get("VIDEOGN_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
 
@@ -38,9 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _signals_as_before() -> Iterator[None]:
-    """Handlers that a test leaves, or that the code under test sets for good, end with it."""
+    """Handlers that a test leaves, or that the code under test sets for good, end with it.
+
+    So does what they have noted.
+    """
     before = {number: signal.getsignal(number) for number in HANDLED}
     yield
+    stop_request.signal = None
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -40,10 +40,15 @@ class StopRequest:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
+    def heard(self, number: int) -> None:
+        """Note a signal that came to another handler of this process."""
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.signal is None:
-            self.signal, self._since = signal.Signals(number), time.monotonic()
+            self.heard(number)
         elif number == signal.SIGINT and time.monotonic() - self._since > COPIES_SECONDS:
             # Somebody at a terminal does not want to wait for the step.
             raise KeyboardInterrupt

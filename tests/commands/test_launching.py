@@ -13,6 +13,7 @@ import pytest
 
 from videogn.commands import launching
 from videogn.commands.launching import launch
+from videogn.stopping import stop_request
 
 SAVE = """
     import os, signal, sys, time
@@ -72,6 +73,12 @@ def test_ranks_hear_a_signal_once_and_their_75_is_the_jobs(ranks_run, name: str)
     for rank in (0, 1):
         assert Path(f"saved{rank}").read_text() == f"[{int(signal.Signals[name])}]"
     assert signal.getsignal(signal.Signals[name]) == before
+
+
+def test_who_starts_jobs_knows_of_a_signal_that_a_job_was_done_before(ranks_run) -> None:
+    ranks_run(SAVE.replace("LATER", "0").replace("sys.exit(75)", "sys.exit(0)"))
+    assert launch_and_signal(signal.SIGTERM, 1) == 0
+    assert stop_request.signal == signal.SIGTERM
 
 
 def test_ranks_that_outstay_a_signal_are_killed(ranks_run, monkeypatch, capsys) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,6 +225,20 @@ def test_a_signal_stops_all(kinetics, tmp_path, here, monkeypatch, code) -> None
     words = ["reproduce", "table8", "--data", str(kinetics), "--out", str(tmp_path / "o")]
     assert main([*words, "--gpus", "1", "--only", "bn_32x2_b4,gn_32x2_b4", *SHORT]) == code
     assert len(here) == 1
+
+
+def test_a_signal_that_came_too_late_for_a_command_stops_the_next(
+    kinetics, tmp_path, here, monkeypatch
+) -> None:
+    def launch(num_processes: int, words: list[str]) -> int:
+        here.append(words)
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(reproduce_parts, "launch", launch)
+    words = ["reproduce", "table8", "--data", str(kinetics), "--out", str(tmp_path / "o")]
+    assert main([*words, "--gpus", "1", "--only", "bn_32x2_b4,gn_32x2_b4", *SHORT]) == 75
+    assert [command[0] for command in here] == ["train"]
 
 
 def test_a_sweep_trains_a_pair_of_configs_at_every_batch(

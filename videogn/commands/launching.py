@@ -16,7 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from videogn.distributed import launched
 from videogn.errors import RunError
 from videogn.ranks import LAUNCHER
-from videogn.stopping import EXIT_CODE
+from videogn.stopping import EXIT_CODE, stop_request
 
 STOP_SECONDS = 120.0
 """How long ranks may take to finish a step and save after a signal."""
@@ -142,6 +142,8 @@ def _received(ranks: _Ranks) -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         ranks.signals.append(number)
+        # Ranks may be done before they hear of it; whoever has more to start is to know.
+        stop_request.heard(number)
 
     # A signal that is ignored, as nohup does with SIGHUP, stays so, here and in the ranks.
     heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]

@@ -51,6 +51,7 @@ from videogn.engine.report.tables import json_table, markdown_table, text_table
 from videogn.engine.runs import RunFolder
 from videogn.errors import ConfigError, RunError
 from videogn.files import check_writable, printable, write_text
+from videogn.stopping import stop_request
 
 SWEPT = ("kinetics400/i3d_r50_bn_32x2_b8", "kinetics400/i3d_r50_gn_32x2_b8")
 BATCHES = (8, 4, 2, 1)
@@ -150,6 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"  {shown(words, world_size)}")
         print("dry run: nothing was trained or written")
         return 0
+    # Between two commands too a signal is to stop all.
+    stop_request.install()
     code = run_jobs(planned, experiment, world_size)
     # Asked anew: the runs have begun now, those of other machines too.
     shown_jobs = finished_jobs(jobs_of(experiment.cells), experiment)

@@ -17,7 +17,7 @@ from videogn.engine.plan import duration
 from videogn.engine.runs import RunFolder, check_folder
 from videogn.engine.test_folder import INSIDE, read_results
 from videogn.errors import ConfigError, RunError
-from videogn.stopping import EXIT_CODE
+from videogn.stopping import EXIT_CODE, stop_request
 
 NORM = "{norm}"
 """Stands in words for the norm of the cell."""
@@ -282,6 +282,8 @@ def run_job(job: Job, experiment: Experiment, world_size: int) -> int:
     What is done already ends at once.
     """
     for words in commands_of(job, experiment):
+        if stop_request.made:
+            return EXIT_CODE
         print(f"\n$ {shown(words, world_size)}", flush=True)
         code = launch(world_size, words)
         if code:
