@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_has_the_log_of_an_unbroken_one(
         ([f"train.percentile_layer={CONV3_1}", "train.compile=true"], ["train.compile", "exclude"]),
         (
             [f"train.percentile_layer={CONV3_1}", "compute.graphs='on'"],
-            ["compute.graphs=on exclude"],
+            ["compute.graphs=on needs", "no train.percentile_layer"],
         ),
     ],
 )

@@ -242,17 +242,16 @@ def check_percentile_layer(network: nn.Module, config: Config) -> None:
     """Refuse ``train.percentile_layer`` where its output could not be looked at.
 
     Raises:
-        ConfigError: the network has no such layer, or is to be compiled or captured.
+        ConfigError: the network has no such layer, or is to be compiled.
     """
     layer = config.train.percentile_layer
     if layer is None:
         return
     find_layer(network, layer)
-    if config.train.compile or config.compute.graphs == "on":
-        other = "train.compile=true" if config.train.compile else "compute.graphs=on"
+    if config.train.compile:
         raise ConfigError(
-            f"train.percentile_layer={layer} and {other} exclude each other: such a network does "
-            "not stop at a layer; set one of them"
+            f"train.percentile_layer={layer} and train.compile=true exclude each other: such a "
+            "network does not stop at a layer; set one of them"
         )
 
 
