@@ -4,7 +4,7 @@
 #   bash benchmarks/batch_sweep.sh OUT [FOOTAGE]
 # OUT gets everything. FOOTAGE has train/ and val/ with a folder of videos for each of six classes
 # (UT-Interaction); without it that sweep is left out. An activated environment, scikit-learn for
-# the digits, and about two hours on two CPU cores; JOBS at a time (2 unless set).
+# the digits, and about an hour and a half on two CPU cores; JOBS at a time (2 unless set).
 set -euo pipefail
 out=${1:?name a folder for the results}
 footage=${2:-}
@@ -73,4 +73,4 @@ first=r50_bn second=r50_gn
 sweep "$out/digits_table2" table2 --data "$out/digits" model.width=32 model.num_classes=10 \
   clip.augmentation=scale clip.short_side_min=36 clip.short_side_max=40 clip.crop_size=32 \
   clip.flip_probability=0 train.color_jitter=0 train.lighting=0 \
-  train.epochs=8 train.base_batch=32
+  train.epochs=8

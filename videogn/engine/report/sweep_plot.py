@@ -67,6 +67,7 @@ def _draw_row(
         low, high = (
             [m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1)
         )
+        low, high = ([min(max(value, 0.0), 100.0) for value in edge] for edge in (low, high))
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     for column, entry in drawn.items():
         values = [_error(one.values, errors=errors) for one in entry.outcomes]
