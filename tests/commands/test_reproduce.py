@@ -99,7 +99,7 @@ def test_dry_run_plans_the_six_cells_of_a_kinetics_folder(kinetics, tmp_path, he
     assert all(rows[name].endswith("missing") for name in CELLS)
     place = rows["cell"].index("s/step")
     assert float(rows["gn_32x2_b4"][place:].split()[0]) > 0
-    assert " of training is left (" in printed
+    assert " hours of training are left (" in printed
     assert f"videogn train {Path('x').absolute().anchor}" in printed
     assert "kinetics400/i3d_r50_bn_64x1_b4.yaml" in printed
     assert here == []

@@ -221,7 +221,7 @@ def _without(words: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
 
 def plan_lines(planned: Sequence[Planned], world_size: int) -> Iterator[str]:
     """The plan as a table, and how long all of it will take."""
-    head = ("cell", "iterations", "epochs", "lr", "clips/GPU", "GPUs", "s/step", "time", "state")
+    head = ("cell", "iterations", "epochs", "lr", "clips/GPU", "GPUs", "s/step", "hours", "state")
     rows = [head, *(_plan_row(one, world_size) for one in planned)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     for row in rows:
@@ -230,7 +230,7 @@ def plan_lines(planned: Sequence[Planned], world_size: int) -> Iterator[str]:
     if any(seconds):
         total = sum(one for one in seconds if one is not None)
         yield (
-            f"{duration(total)} of training is left ({total / 3600:.1f} hours), by steps measured "
+            f"{total / 3600:.1f} hours of training are left ({duration(total)}), by steps measured "
             "on one device; reading that does not keep up, validations and tests come on top"
         )
 
@@ -254,7 +254,7 @@ def _plan_row(one: Planned, world_size: int) -> tuple[str, ...]:
         str(plan.clips_per_gpu),
         str(world_size),
         "" if time is None else f"{time.step:.3g}",
-        "" if one.seconds is None else duration(one.seconds),
+        "" if one.seconds is None else f"{one.seconds / 3600:.1f}",
         state,
     )
 
