@@ -172,19 +172,23 @@ def _data(arguments: argparse.Namespace, experiment: Experiment) -> list[str]:
 
 def _show(experiment: Experiment, there: Mapping[Path, Cell], out: Path) -> None:
     """The outcomes of run folders whose cells are known."""
-    if experiment.images:
-        outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
-        whys = [(folder.name, _image_departures(folder, cell)) for folder, cell in there.items()]
-        _write(experiment, outcomes, _told_once(whys), out)
+    if not experiment.images:
+        _show_tests(experiment, read_tests(list(there)), list(there.values()), out)
         return
-    runs = read_tests(list(there))
-    outcomes = [
-        tested(experiment, run, cell) for run, cell in zip(runs, there.values(), strict=True)
-    ]
+    outcomes = [pretrained(folder, cell) for folder, cell in there.items()]
+    whys = [(folder.name, _image_departures(folder, cell)) for folder, cell in there.items()]
+    _write(experiment, outcomes, _told_once(whys), out)
+
+
+def _show_tests(
+    experiment: Experiment, runs: Sequence[TestedRun], cells: Sequence[Cell], out: Path
+) -> None:
+    """The outcomes of tested runs, and of Table 8 their report."""
+    outcomes = [tested(experiment, run, cell) for run, cell in zip(runs, cells, strict=True)]
     of_table8 = experiment.name == "table8"
     whys = [
         (Path(run.name).name, list(_video_departures(run, cell, of_table8=of_table8)))
-        for run, cell in zip(runs, there.values(), strict=True)
+        for run, cell in zip(runs, cells, strict=True)
     ]
     if of_table8:
         report = out / "report.html"
@@ -266,7 +270,10 @@ def _collect(experiment: Experiment, arguments: argparse.Namespace) -> int:
         placed(experiment, setting, str(folder))
         for folder, setting in zip(folders, settings, strict=True)
     ]
-    _show(experiment, dict(zip(folders, cells, strict=True)), arguments.out)
+    if experiment.images:
+        _show(experiment, dict(zip(folders, cells, strict=True)), arguments.out)
+    else:
+        _show_tests(experiment, runs, cells, arguments.out)
     return 0
 
 
