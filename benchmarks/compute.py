@@ -44,6 +44,10 @@ def main() -> None:
     if words.dry_run:
         # Before Triton is imported: that is when it is read.
         os.environ["TRITON_INTERPRET"] = "1"
+    # As the toolkit's commands do; for all forms alike.
+    from videogn.allocator import let_segments_grow
+
+    let_segments_grow()
     bench = make_bench(words)
     from compute_parts.page import versions
 

@@ -27,13 +27,14 @@ ALLOWED = {
     "stopping": set(),
     "ranks": {"errors"},
     "parents": {"ranks"},
+    "allocator": set(),
     "distributed": {"errors", "ranks"},
     "watchdog": {"errors", "ranks", "distributed"},
     "data": BASE | {"data"},
     "models": BASE | {"models"},
     "engine": BASE | {"data", "models", "engine"},
     "commands": BASE | {"data", "models", "engine", "commands", "parents", "ranks"},
-    "cli": BASE | {"commands", "parents", "ranks"},
+    "cli": BASE | {"commands", "parents", "ranks", "allocator"},
     "__main__": {"cli"},
 }
 

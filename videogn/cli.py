@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from videogn.allocator import let_segments_grow
 from videogn.errors import UserError
 from videogn.parents import end_with_launcher
 from videogn.ranks import speaking_rank
@@ -53,6 +54,7 @@ def entry() -> NoReturn:
     if sys.argv[1:2] in (["train"], ["pretrain"], ["test"], ["features"]):
         # Before torch is imported, which takes seconds.
         stop_request.install()
+    let_segments_grow()
     end_with_launcher()
     code = main()
     if speaking_rank() is not None:

@@ -131,6 +131,13 @@ def pixels(bench: Bench, clips: int, frames: int, size: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device).movedim(-1, 1)
 
 
+def network_input(clips: Tensor, form: Form) -> Tensor:
+    """Pixels as the network is called with: the toolkit's in the step's precision at once."""
+    halved = form.norms == "fused" and form.precision == "bf16"
+    dtype = torch.bfloat16 if halved else torch.float32
+    return normalize(clips, VIDEO.mean, VIDEO.std, form.memory_format, dtype)
+
+
 def autocast(form: Form, device: torch.device) -> Any:
     if form.precision == "fp32":
         return nullcontext()
@@ -173,7 +180,7 @@ class Training:
                 self._step()
 
     def _step(self) -> None:
-        inputs = normalize(self.clips, VIDEO.mean, VIDEO.std, self.form.memory_format)
+        inputs = network_input(self.clips, self.form)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.form, self.clips.device):
             logits = self.model(inputs)
@@ -219,7 +226,7 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
     if form.graph:
         from videogn.engine.graphs import replayed
 
-        inputs = normalize(videos, VIDEO.mean, VIDEO.std, form.memory_format)
+        inputs = network_input(videos, form)
         with cudnn(benchmark=form.tuned):
             model = replayed(network, inputs, form.precision)
     # Of every form alike, as the toolkit's own: it is the update that is the same for all.
