@@ -131,11 +131,11 @@ def pixels(bench: Bench, clips: int, frames: int, size: int) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device).movedim(-1, 1)
 
 
-def network_input(clips: Tensor, form: Form) -> Tensor:
+def network_input(clips: Tensor, form: Form, out: Tensor | None = None) -> Tensor:
     """Pixels as the network is called with: the toolkit's in the step's precision at once."""
     halved = form.norms == "fused" and form.precision == "bf16"
     dtype = torch.bfloat16 if halved else torch.float32
-    return normalize(clips, VIDEO.mean, VIDEO.std, form.memory_format, dtype)
+    return normalize(clips, VIDEO.mean, VIDEO.std, form.memory_format, dtype, out)
 
 
 def autocast(form: Form, device: torch.device) -> Any:
@@ -163,6 +163,7 @@ class Training:
 
     Attributes:
         model: the network as the step calls it.
+        captured: where graphs read their clips; None without.
     """
 
     form: Form
@@ -171,6 +172,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     clips: Tensor
     labels: Tensor
+    captured: Tensor | None = None
 
     def step(self) -> None:
         with cudnn(benchmark=self.form.tuned):
@@ -180,7 +182,7 @@ class Training:
                 self._step()
 
     def _step(self) -> None:
-        inputs = network_input(self.clips, self.form)
+        inputs = network_input(self.clips, self.form, self.captured)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.form, self.clips.device):
             logits = self.model(inputs)
@@ -222,7 +224,7 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
     network = built(bench, form, layout).train()
     videos = pixels(bench, clips, frames, bench.scale.size)
     labels = torch.arange(clips, device=bench.device) % 5
-    model = network
+    model, inputs = network, None
     if form.graph:
         from videogn.engine.graphs import replayed
 
@@ -231,7 +233,7 @@ def training(bench: Bench, form: Form, layout: str, clips: int, frames: int) -> 
             model = replayed(network, inputs, form.precision)
     # Of every form alike, as the toolkit's own: it is the update that is the same for all.
     fused = bench.device.type == "cuda"
-    made = Training(form, network, model, sgd(network, fused=fused), videos, labels)
+    made = Training(form, network, model, sgd(network, fused=fused), videos, labels, inputs)
     try:
         made.step()
     except RuntimeError as error:

@@ -76,6 +76,21 @@ def test_dropout_is_drawn_anew_and_by_the_seed() -> None:
     assert not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
+def test_clips_written_where_graphs_read_them_count_as_others() -> None:
+    network = network_for("cuda").eval()  # without dropout
+    for module in network.modules():
+        module.training = not isinstance(module, nn.Dropout)
+    read = torch.zeros_like(clips_of(0))
+    model = replayed(network, read, "bf16")
+    for seed in (1, 2):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            expected = model(clips_of(seed)).detach().clone()
+            read.zero_()
+            read.copy_(clips_of(seed))
+            found = model(read).detach()
+        assert torch.equal(found, expected)
+
+
 def test_evaluation_and_other_shapes_are_the_networks_own() -> None:
     network = network_for("cuda")
     model = replayed(network, torch.zeros_like(clips_of(0)), "fp32")

@@ -17,10 +17,11 @@ from videogn.data.transforms import normalize
 from videogn.distributed import World
 from videogn.engine.ahead import Ahead
 from videogn.engine.checkpoint import Trained, TrainingState
+from videogn.engine.mixing import make_mixing
 from videogn.engine.optim import build_optimizer
 from videogn.engine.plan import make_plan
 from videogn.engine.runs import RunFolder, read_log
-from videogn.engine.trainer import Run, set_training, train, train_step
+from videogn.engine.trainer import Run, network_input, set_training, train, train_step
 from videogn.errors import ConfigError, RunError
 from videogn.models.build import build_network
 from videogn.models.spec import NetworkSpec, WeightInfo
@@ -106,6 +107,18 @@ def endless() -> Iterator[Batch]:
 
 
 START = TrainingState(0, 4)
+
+
+def test_clips_are_written_where_captured_passes_read_them(tmp_path: Path) -> None:
+    whole = batch(0)
+    run = replace(run_of(tmp_path), captured=torch.full(whole.clips.shape, torch.nan))
+    found = network_input(run, whole.clips)
+    assert found is run.captured
+    assert torch.equal(found, normalize(whole.clips, (0.45,) * 3, (0.225,) * 3))
+    # What mixing reads is not yet what the network is called with.
+    mixed = replace(run, mixing=make_mixing(0.8, 0.0, 3))
+    for other, clips in ((mixed, whole.clips), (run, whole.clips[:2])):
+        assert network_input(other, clips) is not run.captured
 
 
 def test_a_step_is_what_torch_does_by_hand(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def build_run(
         state = load_checkpoint(resume_from, trained, prepared.info)
     train = config.train
     mixing = make_mixing(train.mixup_alpha, train.cutmix_alpha, config.model.num_classes)
-    graphs = None
+    graphs, clips = None, None
     if state.iteration < plan.iterations and _wants_graphs(
         config, execution, Machine.of(world.device)
     ):
@@ -113,7 +113,7 @@ def build_run(
     run = Run(
         trained=trained,
         model=_callable(network if graphs is None else graphs, world, compiled=train.compile),
-        captured=graphs is not None,
+        captured=clips if graphs is not None else None,
         info=prepared.info,
         plan=plan,
         recipe=train,

@@ -91,26 +91,22 @@ def normalized(
     clips: Tensor,
     scale: Sequence[float],
     shift: Sequence[float],
-    memory_format: torch.memory_format,
-    dtype: torch.dtype,
+    out: Tensor,
     kernels: ModuleType,
-) -> Tensor | None:
-    """Clips (B, 3, T, H, W) uint8 times ``scale`` plus ``shift`` of each colour.
+) -> bool:
+    """Write clips (B, 3, T, H, W) uint8 times ``scale`` plus ``shift`` of each colour into ``out``.
 
-    None where they lie in memory as the kernel does not know.
+    False, with nothing written, where either lies in memory as the kernel does not know.
     """
     source = strides_of(clips) if clips.numel() else None
-    if source is None:
-        return None
-    floats = torch.empty(clips.shape, dtype=dtype, device=clips.device, memory_format=memory_format)
-    target = strides_of(floats)
-    if target is None:
-        return None
+    target = strides_of(out)
+    if source is None or target is None:
+        return False
     pixels = clips[0, 0].numel()
     kernels.normalize_kernel[(-(-pixels // BLOCK), len(clips))](
-        clips, floats, pixels, *source, *target, *scale, *shift, block=BLOCK
+        clips, out, pixels, *source, *target, *scale, *shift, block=BLOCK
     )
-    return floats
+    return True
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:

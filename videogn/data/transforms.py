@@ -129,19 +129,22 @@ def normalize(
     std: tuple[float, float, float],
     memory_format: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
 ) -> Tensor:
     """(B, C, T, H, W) uint8 to floats on the same device: (x / 255 - mean) / std per colour.
 
     Args:
         dtype: of the result, which is computed in float32.
+        out: where the result is written, of the same shape, instead of into a new tensor of this
+            memory format and dtype.
     """
     scale = [1 / (255 * s) for s in std]
     shift = [-m / s for m, s in zip(mean, std, strict=True)]
     kernels = kernels_for(clips.device)
     if kernels is not None:
-        found = normalized(clips, scale, shift, memory_format, dtype, kernels)
-        if found is not None:
-            return found
+        made = _like(clips, memory_format, dtype) if out is None else out
+        if normalized(clips, scale, shift, made, kernels):
+            return made
     # Made on the host: a tensor made of numbers on a GPU would wait for all the GPU has to do.
     factors, summands = (
         torch.tensor(values).to(clips.device, non_blocking=True).view(1, 3, 1, 1, 1)
@@ -149,4 +152,9 @@ def normalize(
     )
     # Clips arrive with their colours last in memory; most networks take them first.
     floats = clips.to(torch.float32, memory_format=memory_format)
-    return floats.mul_(factors).add_(summands).to(dtype)
+    floats.mul_(factors).add_(summands)
+    return floats.to(dtype) if out is None else out.copy_(floats)
+
+
+def _like(clips: Tensor, memory_format: torch.memory_format, dtype: torch.dtype) -> Tensor:
+    return torch.empty(clips.shape, dtype=dtype, device=clips.device, memory_format=memory_format)

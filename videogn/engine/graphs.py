@@ -59,7 +59,8 @@ def replayed(network: nn.Module, clips: Tensor, precision: str) -> nn.Module:
 
     Args:
         network: in training mode, with the parts that are not trained in evaluation mode.
-        clips: (B, 3, T, H, W) normalised, as all that follow; their values do not matter.
+        clips: (B, 3, T, H, W) normalised, as all that follow; their values do not matter. The
+            graphs read this tensor, and others are copied into it.
         precision: of autocast.
 
     Raises:
