@@ -48,9 +48,12 @@ def measure_norms(bench: Bench, seconds: float) -> None:
     page.say(
         "stats reads x; act reads x (and a residual) and writes y; forward is both. MB: x, bf16."
     )
+    page.say(
+        "copy is torch's of such a tensor: what starting and ending leave of the rate at its size."
+    )
     page.say()
     page.table(
-        "C×T×H×W", "+res", "MB", "layout", "norm", "stats", "act", "forward", "backward",
+        "C×T×H×W", "+res", "MB", "layout", "norm", "copy", "stats", "act", "forward", "backward",
         "eager fwd ms", "eager bwd ms", "ours fwd ms", "ours bwd ms",
     )  # fmt: skip
     shapes = sorted(work.norms, key=lambda shape: (-shape.nbytes, shape.residual))
@@ -100,6 +103,7 @@ def measure_layer(bench: Bench, shape: NormShape, layout: str, norm: str) -> Non
         return
     ours = attempt(lambda: kernel_seconds(bench, layer, norm))
     eager = attempt(lambda: passes_seconds(bench, layer, eager_call(layer, norm)))
+    copied = attempt(lambda: copy_share(bench, layer))
     shares: list[Any] = [None] * 4
     if isinstance(ours, Failure):
         shares[0] = ours
@@ -109,8 +113,9 @@ def measure_layer(bench: Bench, shape: NormShape, layout: str, norm: str) -> Non
         shares = [
             share(bench, shape, count, taken) for count, taken in zip(passes, ours, strict=True)
         ]
-        note_worst(bench, shape, norm, layout, shares)
-    bench.page.row(*head, *shares, *milliseconds(eager), *milliseconds(ours, skip=2))
+        if norm == "gn" and shape.nbytes >= BAR_BYTES:
+            note_worst(bench, layout, shares, copied)
+    bench.page.row(*head, copied, *shares, *milliseconds(eager), *milliseconds(ours, skip=2))
 
 
 def share(bench: Bench, shape: NormShape, passes: int, seconds: float) -> float:
@@ -118,11 +123,21 @@ def share(bench: Bench, shape: NormShape, passes: int, seconds: float) -> float:
     return passes * shape.nbytes / seconds / bench.known.get("copy", float("nan"))
 
 
-def note_worst(bench: Bench, shape: NormShape, norm: str, layout: str, shares: list[Any]) -> None:
-    if shape.nbytes >= BAR_BYTES and norm == "gn":
-        for kernel, value in zip(("stats", "act", "forward", "backward"), shares, strict=True):
-            name = f"worst share {layout} {kernel}"
-            bench.known[name] = min(value, bench.known.get(name, float("inf")))
+def copy_share(bench: Bench, layer: Layer) -> float:
+    """Of the copy's bandwidth, what a copy of a tensor of this size has."""
+    target, count = torch.empty_like(layer.x[0]), len(layer.x)
+    seconds = bench.timer.kernel(lambda number: target.copy_(layer.x[number % count]))
+    return share(bench, layer.shape, 2, seconds)
+
+
+def note_worst(bench: Bench, layout: str, shares: list[float], copied: "float | Failure") -> None:
+    """The smallest shares of a large tensor's copy, and of a copy of the tensor itself."""
+    for kernel, value in zip(("stats", "act", "forward", "backward"), shares, strict=True):
+        noted = {f"worst share {layout} {kernel}": value}
+        if not isinstance(copied, Failure):
+            noted[f"worst of its copy {layout} {kernel}"] = value / copied
+        for name, found in noted.items():
+            bench.known[name] = min(found, bench.known.get(name, float("inf")))
 
 
 def milliseconds(seconds: Any, skip: int = 0) -> list[Any]:
