@@ -31,6 +31,9 @@ FORMS = ("plain", "prepared")
 def main() -> None:
     words = arguments()
     # Here, not above: the processes that read import this file.
+    from videogn.allocator import let_segments_grow
+
+    let_segments_grow()  # as the commands do, before torch is imported
     from whole_path import measured
 
     found = measured(words)
