@@ -30,8 +30,9 @@ from reading import FORMS, encode, made_video
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from videogn.data.clips import RandomClips
 from videogn.data.crew import prepare_worker, worker_context
-from videogn.data.dataset import RandomClips, TrainDataset
+from videogn.data.dataset import TrainDataset
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord

@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 
-from videogn.data.dataset import RandomClips, TestDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TestDataset
 from videogn.data.decode import PyAVReader
 from videogn.data.encoding import Settings
 from videogn.data.list_checks import VideoRecord

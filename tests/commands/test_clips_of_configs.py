@@ -7,7 +7,7 @@ from videogn.cli import main
 from videogn.commands.setup import train_clips, val_clips
 from videogn.config import ClipConfig, Config, DataConfig, TrainConfig
 from videogn.data.changed import ChangedClips
-from videogn.data.dataset import CenterClips, RandomClips
+from videogn.data.clips import CenterClips, RandomClips
 
 CUDA = torch.device("cuda")  # named, not used
 

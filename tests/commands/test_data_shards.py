@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from videogn.cli import main
 from videogn.data.annotations import read_any_videos
-from videogn.data.dataset import RandomClips, clip_of
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import clip_of
 from videogn.data.decode import PyAVReader
 from videogn.data.opening import VideoOpener
 from videogn.data.shard_order import shard_order

@@ -15,8 +15,9 @@ import torch
 from lethal import Lethal
 
 from videogn.data import crew as crew_module
+from videogn.data.clips import RandomClips
 from videogn.data.crew import MAX_LOSSES, SPAN, Crew, Losses
-from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset
+from videogn.data.dataset import TestDataset, TrainDataset, ValDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import (
     TrainBatches,

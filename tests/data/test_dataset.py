@@ -8,15 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videogn.data.dataset import (
-    MAX_TRIES,
-    CenterClips,
-    RandomClips,
-    TestDataset,
-    TrainDataset,
-    ValDataset,
-    clip_of,
-)
+from videogn.data.clips import CenterClips, RandomClips
+from videogn.data.dataset import MAX_TRIES, TestDataset, TrainDataset, ValDataset, clip_of
 from videogn.data.decode import PyAVReader
 from videogn.data.list_checks import VideoRecord
 from videogn.data.opening import READERS, VideoOpener

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.dataset import RandomClips, TestDataset, TrainDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TestDataset, TrainDataset
 from videogn.data.decode import PyAVReader, converted
 from videogn.data.frames import MATRICES, RGB, Frames, Wanted, write_frames
 from videogn.data.list_checks import VideoRecord

@@ -16,8 +16,9 @@ from PIL import Image
 from videogn.data.annotations import read_videos
 from videogn.data.changed import ChangedClips
 from videogn.data.checking import examine
+from videogn.data.clips import CenterClips, RandomClips
 from videogn.data.colour_noise import ColourNoise
-from videogn.data.dataset import CenterClips, RandomClips, TestDataset, TrainDataset
+from videogn.data.dataset import TestDataset, TrainDataset
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.images import ImageHeader, ImageReader, read_header
 from videogn.data.indexing import index_entry

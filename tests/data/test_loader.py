@@ -14,7 +14,8 @@ from driving import forked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.dataset import RandomClips, TestDataset, TrainDataset, ValDataset, VideoViews
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TestDataset, TrainDataset, ValDataset, VideoViews
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.list_checks import VideoRecord
@@ -316,7 +317,8 @@ def test_iteration_goes_on_after_a_worker_is_killed(records) -> None:
 PARENT = """
 import multiprocessing, sys, time
 from videogn.data.list_checks import VideoRecord
-from videogn.data.dataset import RandomClips, TrainDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TrainDataset
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener
 from videogn.data.workers import Workers

@@ -7,7 +7,8 @@ import torch
 from torchvision.transforms.v2 import RandAugment
 
 from videogn.data.changed import ChangedClips
-from videogn.data.dataset import RandomClips, TrainDataset, ValDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TrainDataset, ValDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener

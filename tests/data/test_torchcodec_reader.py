@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from videogn.data.dataset import RandomClips, TrainDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TrainDataset
 from videogn.data.decode import PyAVReader
 from videogn.data.forms import two_streams
 from videogn.data.list_checks import VideoRecord

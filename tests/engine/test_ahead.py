@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from videogn.data.dataset import RandomClips, TrainDataset
+from videogn.data.clips import RandomClips
+from videogn.data.dataset import TrainDataset
 from videogn.data.list_checks import VideoRecord
 from videogn.data.loader import TrainBatches, build_train_loader
 from videogn.data.opening import VideoOpener

@@ -12,8 +12,8 @@ from videogn.config import ClipConfig, Config, DataConfig, ModelConfig, TestConf
 from videogn.config_files import LoadedConfig
 from videogn.data.annotations import check_label_order, read_class_names, read_videos, spread
 from videogn.data.changed import Change, ChangedClips
+from videogn.data.clips import CenterClips, Clips, RandomClips
 from videogn.data.colour_noise import ColourNoise
-from videogn.data.dataset import CenterClips, Clips, RandomClips
 from videogn.data.decode import VideoReader
 from videogn.data.index_file import index_path
 from videogn.data.list_checks import VideoList

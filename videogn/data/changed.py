@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from videogn.data.dataset import Clips
+from videogn.data.clips import Clips
 from videogn.data.frames import Frames
 
 Change = Callable[[np.ndarray, np.random.Generator], None]
@@ -34,7 +34,7 @@ class ChangedClips:
     def read(
         self, path: str, rng: np.random.Generator, memory: np.ndarray | None = None
     ) -> tuple[Frames, np.ndarray]:
-        """As :meth:`videogn.data.dataset.RandomClips.read`; a frame shown twice is changed once.
+        """As :meth:`videogn.data.clips.RandomClips.read`; a frame shown twice is changed once.
 
         Raises:
             ValueError: the frames are not finished.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from videogn.data.dataset import RandomClips
+from videogn.data.clips import RandomClips
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.encoding import Settings, check_times, encode
 from videogn.data.list_checks import VideoRecord

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from videogn.data.dataset import RandomClips
+from videogn.data.clips import RandomClips
 from videogn.data.decode import best_stream, errors_named, nominal_rate, opened
 from videogn.data.images import is_image, read_header
 
