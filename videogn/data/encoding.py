@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from videogn.data.decode import BAD_FILE_ERRORS, decode_whole, exact
 from videogn.data.probing import probe
-from videogn.data.rgb import quarter_turns
+from videogn.data.rgb import quarter_turns, without_light
 from videogn.errors import DecodeError
 
 USUAL_RATE = Fraction(25)
@@ -142,7 +142,7 @@ class _Writer:
     def write(self, frame: av.VideoFrame) -> None:
         """Encode one more frame at its own time."""
         scaled = self._reformatter.reformat(
-            frame,
+            without_light(frame),
             width=self._width,
             height=self._height,
             format="yuv420p",
