@@ -34,6 +34,12 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What torch says of Python 3.13.0 alone, whenever it compiles, is no fault."""
+    slower = "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+    config.addinivalue_line("filterwarnings", slower)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of slow tests first: the last file is not to keep one process busy alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -2,6 +2,7 @@ import os
 import re
 import signal
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,10 +11,11 @@ import pytest
 from av.stream import Disposition
 
 from videogn.data import decode, decord_reader
-from videogn.data.decode import PyAVReader
+from videogn.data.decode import PyAVReader, exact, nominal_rate
 from videogn.data.decord_reader import DecordReader
 from videogn.data.forms import edit_list, paused, two_sizes
 from videogn.data.opening import READERS
+from videogn.data.probing import probe
 from videogn.errors import DecodeError
 
 # Frames of the stream that ffmpeg calls best, height and width as shown upright.
@@ -400,6 +402,42 @@ def test_frames_of_another_size_are_brought_to_the_first_ones(tmp_path: Path, ma
     assert video.num_frames == 15
     assert make_video.numbers_in(video.frames([9, 0])) == [9, 0]
     assert video.frames([14, 0, 10]).shape == (3, 96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_tags_may_be_in_any_encoding(suffix: str, make_video, tmp_path: Path) -> None:
+    path = tmp_path / f"tagged.{suffix}"
+    with av.open(str(make_video())) as old, av.open(str(path), "w") as new:
+        new.metadata["title"] = "Tag: M__nchen"
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.metadata["title"] = "Spur: M__nchen"
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    latin = path.read_bytes().replace(b"M__nchen", "M\xfc\xfcnchen".encode("latin-1"))
+    assert b"M\xfc\xfcnchen" in latin
+    path.write_bytes(latin)
+    reader = PyAVReader(str(path))
+    assert make_video.numbers_in(reader.frames(range(20))) == list(range(20))
+    assert len(reader.times()) == 20
+    assert probe(str(path)).codec == "h264"
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [(None, None), (Fraction(30000, 1001), Fraction(30000, 1001)), (Fraction(0), None)],
+)
+def test_numbers_that_are_not_set_are_none(number: Fraction | None, found: Fraction | None) -> None:
+    assert exact(number) == found
+
+
+def test_rates_are_exact_fractions(make_video) -> None:
+    with av.open(str(make_video())) as container:
+        stream = container.streams.video[0]
+        rate, tick = nominal_rate(stream), exact(stream.time_base)
+    assert (type(rate), type(tick)) == (Fraction, Fraction)
+    assert rate == Fraction(25)
 
 
 def test_a_codec_without_decoder_is_an_error(make_video) -> None:

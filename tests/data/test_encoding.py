@@ -7,6 +7,8 @@ import pytest
 
 from videogn.data.decode import PyAVReader
 from videogn.data.encoding import Settings, check_times, encode, prepared_size
+from videogn.data.forms import FULL, Coding
+from videogn.data.forms import encode as encode_form
 from videogn.errors import DecodeError
 
 SETTINGS = Settings(short_side=64, gop=8, crf=12, preset="ultrafast", tune="fastdecode")
@@ -96,6 +98,19 @@ def test_odd_sizes_and_other_pixels(tmp_path) -> None:
     assert image.shape == (32, 50, 3)
     for ours, theirs in ((image[:, :20], pixels[0, 0]), (image[:, 30:], pixels[0, 50])):
         assert np.abs(ours - theirs).max() < 6
+
+
+def test_light_that_ffmpeg_cannot_convert_is_no_hindrance(tmp_path: Path) -> None:
+    # Forms tag BT.2020 with a logarithmic transfer function.
+    coding = Coding(num_frames=3, size=(96, 128), colours="bt2020", color_range=FULL, frames=still)
+    source, target = encode_form(tmp_path / "a.mkv", coding), tmp_path / "b.mp4"
+    check_times(str(target), encode(str(source), target, SETTINGS))
+    ours, theirs = (PyAVReader(str(path)).frames([1])[0] for path in (target, source))
+    assert np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))).max() < 2
+
+
+def still(_: int, height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), (200, 40, 90), dtype=np.uint8)
 
 
 def test_frames_keep_their_order(make_video, tmp_path) -> None:

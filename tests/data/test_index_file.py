@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import os
 import pickle
 import sqlite3
@@ -49,9 +51,19 @@ def test_other_files_are_refused(tmp_path, content):
         IndexFile(path)
 
 
+def test_an_index_that_nobody_holds_is_closed(indexed):
+    _, where = indexed
+    file = IndexFile(where)
+    database = file._database
+    del file
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        database.execute("SELECT 1")
+
+
 def test_another_version_is_refused(indexed):
     _, where = indexed
-    with sqlite3.connect(where) as database:
+    with contextlib.closing(sqlite3.connect(where)) as database, database:
         database.execute("UPDATE about SET version = 99")
     with pytest.raises(UserError, match="index version 99"):
         IndexFile(where)

@@ -61,6 +61,16 @@ def test_box_is_a_cut_out_of_the_whole_frame(data) -> None:
         np.testing.assert_array_equal(convert(frame), expected)
 
 
+@pytest.mark.parametrize("light", [0, 3, 9, 16, 18, 250])  # two reserved, logarithmic, PQ, HLG
+def test_colours_of_light_change_nothing(light: int) -> None:
+    plain, tagged = noise(40, 60, "yuv420p"), noise(40, 60, "yuv420p")
+    tagged.color_trc = light
+    tagged.color_primaries = 9
+    for box in (None, Box(3, 5, 20, 30)):
+        convert = RgbConverter(Stored(40, 60, 0), box)
+        np.testing.assert_array_equal(convert(tagged), convert(plain))
+
+
 def test_images_stay_what_they_were_when_others_follow() -> None:
     frames = [noise(40, 60, "yuv420p"), noise(40, 60, "yuv420p")]
     frames[1].planes[0].update(bytes(frames[1].planes[0].buffer_size))

@@ -67,6 +67,13 @@ def test_facts_of_a_plain_file(tmp_path: Path) -> None:
     assert look(str(FORMS["plain mp4"](tmp_path))) == PLAIN
 
 
+@pytest.mark.parametrize("form", ["interlaced", "hevc interlaced"])
+def test_interlaced_files_are_seen(form: str, tmp_path: Path) -> None:
+    path = str(FORMS[form](tmp_path))
+    assert look(path).is_interlaced
+    assert isinstance(VideoOpener("decord")(path), PyAVReader)
+
+
 def test_video_streams_are_counted(tmp_path: Path) -> None:
     assert look(str(FORMS["two streams"](tmp_path))).num_streams == 2
 

@@ -33,6 +33,11 @@ OPEN_OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
 }
 OPEN_SECONDS = READ_SECONDS = 10.0
+# Titles and other tags may be in any encoding. PyAV 19 reads every one and takes no such argument;
+# before, one that is not UTF-8 makes opening fail without it.
+TAG_OPTIONS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
 MAX_SECONDS = 1e8
 """No video lasts three years."""
 KEPT_BYTES = 256 * 2**20
@@ -160,7 +165,7 @@ class PyAVReader(DecodingReader):
         kept_bytes = 0
         for frame in decode_whole(path, stream):
             if self.num_frames == 0:
-                self._tick = frame.time_base
+                self._tick = exact(frame.time_base)
                 self.stored = stored_as(frame)
                 self.height, self.width = self.stored.upright
             self.num_frames += 1
@@ -306,7 +311,7 @@ def opened(path: str) -> Iterator[Any]:
         address,
         options=options,
         timeout=(OPEN_SECONDS, READ_SECONDS),
-        metadata_errors="replace",
+        **TAG_OPTIONS,
     ) as container:
         yield container
 
@@ -380,7 +385,14 @@ def chosen_stream(path: str, container: Any, number: int | None) -> Any:
 
 def nominal_rate(stream: Any) -> Fraction | None:
     """Frames per second that the headers claim; None where they do not."""
-    return stream.average_rate or stream.guessed_rate or None
+    return exact(stream.average_rate) or exact(stream.guessed_rate)
+
+
+def exact(number: Any) -> Fraction | None:
+    """A time base or rate as PyAV gives it; None where it is not set."""
+    # Fractions or None before PyAV 19. It has a type of its own, which rounds to 32 bits and is
+    # false, never None, where it is not set.
+    return Fraction(number.numerator, number.denominator) if number else None
 
 
 class Evidence:

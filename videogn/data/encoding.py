@@ -14,9 +14,9 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from videogn.data.decode import BAD_FILE_ERRORS, decode_whole
+from videogn.data.decode import BAD_FILE_ERRORS, decode_whole, exact
 from videogn.data.probing import probe
-from videogn.data.rgb import quarter_turns
+from videogn.data.rgb import quarter_turns, without_light
 from videogn.errors import DecodeError
 
 USUAL_RATE = Fraction(25)
@@ -104,9 +104,10 @@ def check_times(path: str, times: Sequence[Fraction]) -> None:
 
 def _time(path: str, frame: av.VideoFrame) -> Fraction:
     """When a frame is shown, in seconds."""
-    if frame.pts is None or frame.time_base is None:
+    tick = exact(frame.time_base)
+    if frame.pts is None or tick is None:
         raise DecodeError(path, "holds a frame without a time")
-    return frame.pts * Fraction(frame.time_base)
+    return frame.pts * tick
 
 
 class _Writer:
@@ -141,7 +142,7 @@ class _Writer:
     def write(self, frame: av.VideoFrame) -> None:
         """Encode one more frame at its own time."""
         scaled = self._reformatter.reformat(
-            frame,
+            without_light(frame),
             width=self._width,
             height=self._height,
             format="yuv420p",

@@ -6,6 +6,7 @@ An entry holds for a file of the same size and modification time only.
 """
 
 import sqlite3
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,10 @@ class IndexFile:
         mode = "rwc" if create else "ro"
         address = f"{self.path.absolute().as_uri()}?mode={mode}"
         try:
-            self._database = sqlite3.connect(address, uri=True, timeout=60)
+            # Whichever thread drops the last reference may close it.
+            self._database = sqlite3.connect(address, uri=True, timeout=60, check_same_thread=False)
+            # From Python 3.13 on, a connection that goes without being closed is a warning.
+            weakref.finalize(self, self._database.close)
             if create:
                 self._database.executescript(SCHEMA)
             self._check_version(create)

@@ -22,6 +22,8 @@ sample. Nearly all videos have one of them; others are converted whole and cropp
 
 ALIGNED = 2
 """A cut begins and ends at even rows and columns, where every format has chroma samples."""
+UNSAID = 2
+"""FFmpeg's number for primaries or a transfer function that a file does not tell."""
 
 
 class Box(NamedTuple):
@@ -128,7 +130,7 @@ class RgbConverter:
 
     def _converted(self, frame: av.VideoFrame, height: int = 0, width: int = 0) -> np.ndarray:
         converted = self._reformatter.reformat(
-            frame,
+            without_light(frame),
             width=width or frame.width,
             height=height or frame.height,
             format="rgb24",
@@ -142,6 +144,16 @@ class RgbConverter:
 def stored_as(frame: av.VideoFrame) -> Stored:
     """How a video is stored whose first frame this is."""
     return Stored(frame.height, frame.width, quarter_turns(frame))
+
+
+def without_light(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame itself, its primaries and transfer function forgotten, for the scaler.
+
+    No scaling here converts them. PyAV 17 passes them on all the same, and FFmpeg refuses frames
+    with some, which films carry; from 18 on PyAV withholds them.
+    """
+    frame.color_primaries = frame.color_trc = UNSAID
+    return frame
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

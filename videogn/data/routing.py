@@ -121,8 +121,9 @@ def look(path: str, number: int | None = None) -> Facts:
             width=context.width,
             num_streams=sum(not _is_cover(other) for other in container.streams.video),
             num_hidden=seen.num_hidden,
-            # HEVC tells in its pictures alone, H.264 before, of fields that make up a picture.
-            is_interlaced=context.field_order > PROGRESSIVE
+            # HEVC tells in its pictures alone, H.264 before, of fields that make up a picture;
+            # PyAV before 18 does not pass on what it tells before.
+            is_interlaced=getattr(context, "field_order", PROGRESSIVE) > PROGRESSIVE
             or (first is not None and first.interlaced_frame),
             has_times=None not in seen.times and len(seen.times) == seen.count,
             starts_clean=seen.starts_clean,

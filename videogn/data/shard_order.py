@@ -28,10 +28,10 @@ def shards_of(records: Sequence[VideoRecord]) -> list[np.ndarray] | None:
     parts = [locate(record.path) for record in records]
     if not parts or any(part.size is None for part in parts):
         return None
-    _, owners = np.unique([part.file for part in parts], return_inverse=True)
+    files, owners = np.unique([part.file for part in parts], return_inverse=True)
     starts = np.array([part.start for part in parts], dtype=np.int64)
     by_place = np.lexsort((starts, owners)).astype(np.int64)
-    cuts = np.searchsorted(owners[by_place], np.arange(owners.max() + 2))
+    cuts = np.searchsorted(owners[by_place], np.arange(len(files) + 1))
     return [by_place[first:last] for first, last in pairwise(cuts)]
 
 
