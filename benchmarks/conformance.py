@@ -19,7 +19,8 @@ from videogn.data.conformance import judge, plain_decode
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.forms import FORMS
 from videogn.data.opening import CHECKS, READERS, VideoOpener
-from videogn.data.packets import IndexedReader, NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.routing import PROVEN, look, why_exact
 from videogn.errors import DecodeError, UserError
 

@@ -36,7 +36,8 @@ from videogn.data.dataset import TestDataset
 from videogn.data.decode import PyAVReader
 from videogn.data.encoding import Settings
 from videogn.data.list_checks import VideoRecord
-from videogn.data.packets import IndexedReader, PacketIndex, decode_frames, index_video
+from videogn.data.packet_scan import index_video
+from videogn.data.packets import IndexedReader, PacketIndex, decode_frames
 from videogn.data.sampling import random_clip, uniform_clips
 from videogn.data.synthetic import blotches
 from videogn.data.transforms import Augmentation, draw_augmentation

@@ -15,7 +15,7 @@ from videogn.data.checking import examine
 from videogn.data.crew import prepare_worker
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.opening import VideoOpener
-from videogn.data.packets import NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
 from videogn.data.probing import probe
 from videogn.data.seeking import open_seeking
 from videogn.errors import DecodeError

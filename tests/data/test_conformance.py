@@ -9,7 +9,8 @@ from videogn.data.forms import FORMS, numbers_in
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry
 from videogn.data.opening import READERS, VideoOpener
-from videogn.data.packets import IndexedReader, NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.routing import look, why_exact
 
 HIDDEN = {

@@ -6,14 +6,8 @@ import pytest
 
 from videogn.data.decode import PyAVReader
 from videogn.data.forms import FORMS
-from videogn.data.packets import (
-    IndexedReader,
-    NotIndexableError,
-    PacketIndex,
-    decode_frames,
-    index_video,
-    runs,
-)
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader, PacketIndex, decode_frames, runs
 from videogn.errors import DecodeError
 
 NOT_INDEXABLE = {"mpeg-ts", "ts joined late", "mpeg-2 ps", "wmv", "two sizes"}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videogn.data.decode import PyAVReader
-from videogn.data.packets import IndexedReader, NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.rgb import CHROMA_STEPS, Box, RgbConverter, Stored, upright_size
 
 SOUND = [

@@ -17,7 +17,8 @@ from videogn.data.annotations import ListFormat, read_any_videos, read_videos
 from videogn.data.decode import PyAVReader, decode_whole, matroska_size
 from videogn.data.indexing import index_entry
 from videogn.data.opening import VideoOpener
-from videogn.data.packets import IndexedReader, index_video
+from videogn.data.packet_scan import index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.shards import TABLE_SUFFIX, shard_names
 from videogn.errors import AnnotationError, DecodeError, UserError
 from videogn.files import UNKNOWN, locate, member_path, sha256_of, state_of

@@ -13,7 +13,8 @@ from videogn.data.decode import PyAVReader
 from videogn.data.index_file import IndexFile
 from videogn.data.indexing import index_entry, make_index
 from videogn.data.opening import VideoOpener
-from videogn.data.packets import IndexedReader, index_video
+from videogn.data.packet_scan import index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.processes import Pool
 from videogn.data.seeking import SeekingReader, open_seeking
 from videogn.errors import ConfigError, DecodeError, UserError

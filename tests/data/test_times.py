@@ -5,7 +5,8 @@ import pytest
 
 from videogn.data.decode import PyAVReader, packet_seconds
 from videogn.data.opening import READERS
-from videogn.data.packets import IndexedReader, NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader
 from videogn.data.seeking import open_seeking
 from videogn.data.times import frame_times
 from videogn.errors import DecodeError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from videogn.data.images import ImageReader, is_image
 from videogn.data.index_file import Entry, IndexFile
-from videogn.data.packets import NotIndexableError, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
 from videogn.data.processes import Lost, Pool, known_or_run
 from videogn.errors import DecodeError
 from videogn.files import UNKNOWN, state_of

@@ -15,7 +15,8 @@ from videogn.data.clips import RandomClips
 from videogn.data.decode import PyAVReader, VideoReader
 from videogn.data.encoding import Settings, check_times, encode
 from videogn.data.list_checks import VideoRecord
-from videogn.data.packets import IndexedReader, NotIndexableError, PacketIndex, index_video
+from videogn.data.packet_scan import NotIndexableError, index_video
+from videogn.data.packets import IndexedReader, PacketIndex
 from videogn.data.probing import clip_seconds
 from videogn.data.processes import Lost, Pool, known_or_run
 from videogn.errors import DecodeError, RunError

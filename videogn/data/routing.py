@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from av.stream import Disposition
 
 from videogn.data.decode import chosen_stream, errors_named, matroska_size, opened
-from videogn.data.packets import nal_length_bytes, nal_units
+from videogn.data.packet_scan import nal_length_bytes, nal_units
 from videogn.data.rgb import CHROMA_STEPS
 
 CONTAINERS = {"mov", "matroska"}

@@ -29,16 +29,15 @@ from videogn.data.decode import (
     nominal_rate,
     opened,
 )
+from videogn.data.packet_scan import content_offset, with_starts
 from videogn.data.packets import (
     REFERENCE,
     ByteReader,
     PacketDecoder,
     PacketIndex,
-    content_offset,
     fed_packets,
     origin,
     runs,
-    with_starts,
 )
 from videogn.data.rgb import Stored, quarter_turns
 from videogn.data.times import frame_times
