@@ -85,7 +85,7 @@ def test_bars_are_met_missed_or_unmeasured(parts: Any, capsys: pytest.CaptureFix
     assert rows["GN step / best BN step"][3:5] == [" 1.07 ", " missed "]
     assert rows["eager GN contiguous step / GN step"][3:5] == [" 2.33 ", " met "]
     assert rows["pytorchvideo's step / GN step"][4] == " unmeasured "
-    missed = "act, last: smallest share of copy bandwidth, tensors ≥ 64 MB"
+    missed = "act, last: smallest share of a 4 GB copy's bandwidth, tensors ≥ 64 MB"
     assert rows[missed][3:5] == [" 0.7 ", " missed "]
     assert capsys.readouterr().out.splitlines() == page.lines
 

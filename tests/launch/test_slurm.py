@@ -122,7 +122,7 @@ def test_a_preempted_job_goes_on_by_itself(cluster: Cluster, tiny) -> None:
     output, run = tiny.folder / "output", tiny.folder / "run"
     words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=250", "data.val=''")
     job = submit(cluster, output, tiny.config, *words, "train.log_interval=1")
-    wait_for_line(output, "iter ", 120)
+    wait_for_line(output, "iter ", 240)
     urgent = cluster.submit("-phigh", "-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster.wait(urgent, ("COMPLETED",), timeout=90)
     start_again_now(cluster, job)
@@ -141,7 +141,7 @@ def test_a_job_warned_by_usr1_goes_on_by_itself_until_it_is_cancelled(
     words = (f"out={run}", "train.clips_per_gpu=2", "train.iterations=1000000", "data.val=''")
     words += ("train.log_interval=5",)
     job = submit(cluster, output, tiny.config, *words)
-    wait_for_line(output, "iter ", 120)
+    wait_for_line(output, "iter ", 240)
     # What Slurm does before the time limit, without waiting for it.
     cluster.call("scancel", "--signal=USR1", job)
     cluster.wait(job, ("COMPLETING", "PENDING", "FAILED", "TIMEOUT"), timeout=300)

@@ -101,7 +101,7 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def _value(key: str, value: Any) -> str:
-    if key in ROWS and value:
+    if key in ROWS and value and isinstance(value, list):
         rows = ",\n    ".join(map(json.dumps, value))
         return f"[\n    {rows}\n  ]"
     # Texts have no line ends of their own: JSON writes those as \n.
