@@ -57,6 +57,10 @@ def test_pace_is_the_mean_of_cpu_times():
     assert "            fewest class  (1), most class $$ (3)" in lines
     assert any("5.0 clips/s per core" in line and "packet index" in line for line in lines)
     assert not any(line.startswith(("duration", "frame rate")) for line in lines)
+    assert any(line.startswith("epoch       less than 0.01 h for") for line in lines)
+    slow = list(describe(many(3, {"/0_0": 1e5})))
+    hours = 6 * 1e5 / found["cores"] / 3600
+    assert any(line.startswith(f"epoch       {hours:.3g} h for") for line in slow)
 
 
 @pytest.mark.parametrize("num_classes", [1, 5, 60])

@@ -36,6 +36,7 @@ TIMED_VIDEOS = 8
 CLIPS_PER_VIDEO = 3
 MAX_SHOWN = 20
 MAX_NAMED = 30
+LEAST_HOURS = 0.01
 """Classes whose names fit under their bars."""
 
 
@@ -179,7 +180,8 @@ def _pace(stats: Stats) -> Iterator[str]:
         f"{len(stats.clip_seconds)} videos"
     )
     hours = hours_per_epoch(stats, pace)
-    yield f"epoch       {hours:.3g} h for one clip of every video, if reading is all there is to do"
+    told = f"{hours:.3g}" if hours >= LEAST_HOURS else f"less than {LEAST_HOURS}"
+    yield f"epoch       {told} h for one clip of every video, if reading is all there is to do"
 
 
 def clips_per_second(stats: Stats) -> float | None:
