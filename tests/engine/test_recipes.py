@@ -150,10 +150,10 @@ def test_gpus_have_no_recipes() -> None:
         choose_recipe("views", "bf16", gpu, view=VIEW, num_views=LONG)
 
 
-def trained(norm: str) -> nn.Module:
+def trained(norm: str, depths: tuple[int, ...] = (1, 1)) -> nn.Module:
     """A small network with the statistics of training."""
     torch.manual_seed(0)
-    network = i3d(norm=norm, width=32, depths=(1, 1), num_classes=5, layout="zoo").eval()
+    network = i3d(norm=norm, width=32, depths=depths, num_classes=5, layout="zoo").eval()
     with torch.no_grad():
         for module in network.modules():
             if is_norm(module):
@@ -232,7 +232,7 @@ def test_compiled_computes_what_eager_computes() -> None:
         pytest.skip(str(compiler_fault()))
     from torch._inductor import config
 
-    network = trained("gn")
+    network = trained("gn", depths=(1,))
     clips = torch.randn(1, 3, *CLIP)
     with torch.inference_mode():
         expected = class_scores(copy.deepcopy(network))(clips)
