@@ -111,14 +111,14 @@ START = TrainingState(0, 4)
 
 def test_clips_are_written_where_captured_passes_read_them(tmp_path: Path) -> None:
     whole = batch(0)
-    run = replace(run_of(tmp_path), captured=torch.full(whole.clips.shape, torch.nan))
+    run = replace(run_of(tmp_path), static_clips=torch.full(whole.clips.shape, torch.nan))
     found = network_input(run, whole.clips)
-    assert found is run.captured
+    assert found is run.static_clips
     assert torch.equal(found, normalize(whole.clips, (0.45,) * 3, (0.225,) * 3))
     # What mixing reads is not yet what the network is called with.
     mixed = replace(run, mixing=make_mixing(0.8, 0.0, 3))
     for other, clips in ((mixed, whole.clips), (run, whole.clips[:2])):
-        assert network_input(other, clips) is not run.captured
+        assert network_input(other, clips) is not run.static_clips
 
 
 def test_a_step_is_what_torch_does_by_hand(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ TIMED_VIDEOS = 8
 CLIPS_PER_VIDEO = 3
 MAX_SHOWN = 20
 MAX_NAMED = 30
-LEAST_HOURS = 0.01
 """Classes whose names fit under their bars."""
+LEAST_HOURS = 0.01
+"""Shorter epochs are only told to be shorter."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

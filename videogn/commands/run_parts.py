@@ -113,7 +113,7 @@ def build_run(
     run = Run(
         trained=trained,
         model=_callable(network if graphs is None else graphs, world, compiled=train.compile),
-        captured=clips if graphs is not None else None,
+        static_clips=clips if graphs is not None else None,
         info=prepared.info,
         plan=plan,
         recipe=train,

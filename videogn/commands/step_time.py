@@ -68,7 +68,7 @@ def _found(asked: Asked, world_size: int) -> Found:
         set_arithmetic(prepared.config.train.precision, fixed_shapes=True)
         memory = memory_plan(prepared, world)
         run, _ = build_run(prepared, World(0, 1, world.device), memory, None, _silent)
-        with memory_told(memory, "a step", graphs=run.captured is not None):
+        with memory_told(memory, "a step", graphs=run.captured):
             time = time_step(prepared, run)
     del run
     if torch.cuda.is_available():

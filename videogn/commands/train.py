@@ -229,10 +229,10 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
         report(f"{folder.path} is complete: {state.iteration:,} iterations are done")
         return 0
     seconds = rehearse(run, prepared.config.clip, memory)
-    report(memory.line(graphs=run.captured is not None))
+    report(memory.line(graphs=run.captured))
     report(prepared.plan.ends_line(seconds, datetime.now().astimezone(), done=state.iteration))
     batches = train_batches(prepared, world, report, state.iteration, prepared.plan.iterations)
-    with memory_told(memory, "training or validation", graphs=run.captured is not None):
+    with memory_told(memory, "training or validation", graphs=run.captured):
         state = train(run, state, batches, validation(prepared, run))
     if state.iteration == prepared.plan.iterations == state.settled:
         report(f"done: {folder.path}")
@@ -331,8 +331,8 @@ def dry_run(prepared: Prepared, world: World) -> int:
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
     memory = memory_plan(prepared, world)
     run, _ = build_run(prepared, World(0, 1, world.device), memory, None, _say)
-    _say(memory.line(graphs=run.captured is not None))
-    with memory_told(memory, "a step", graphs=run.captured is not None):
+    _say(memory.line(graphs=run.captured))
+    with memory_told(memory, "a step", graphs=run.captured):
         _say(_step_line(prepared, run))
     _say("dry run: everything is in order; nothing was trained or written")
     return 0

@@ -28,7 +28,7 @@ def rehearse(run: Run, clip: ClipConfig, memory: MemoryPlan) -> float:
     set_training(run.model, run.trained.network, run.frozen)
     try:
         with (
-            memory_told(memory, "a step", graphs=run.captured is not None),
+            memory_told(memory, "a step", graphs=run.captured),
             watched(run.trained.network, layer, keep=run.world.is_main) as seen,
         ):
             for _ in range(2):

@@ -61,7 +61,7 @@ class Run:
     Attributes:
         trained: the network and all that changes with it.
         model: the network as the step calls it: wrapped for several ranks, or compiled.
-        captured: where the model's training pass reads its clips, if it is CUDA graphs.
+        static_clips: where the model's training pass reads its clips, if it is CUDA graphs.
         mixing: mixes the clips of a batch, where the recipe wants it.
         frozen: names of the parts of the network that are not trained.
         memory_format: of the clips, and of the network's weights.
@@ -82,13 +82,18 @@ class Run:
     seed: int
     report: Callable[[str], None]
     memory_format: torch.memory_format = torch.contiguous_format
-    captured: Tensor | None = None
+    static_clips: Tensor | None = None
     name_of: Callable[[int], str] = str
     mixing: Mixing | None = None
     frozen: tuple[str, ...] = ()
     stop_asked: Callable[[], bool] = _no_stop
     stage: Callable[[Stage, int], None] = _no_stage
     refresh_statistics: Callable[[Callable[[], bool]], bool] = _nothing_to_refresh
+
+    @property
+    def captured(self) -> bool:
+        """Whether the model's training pass is CUDA graphs."""
+        return self.static_clips is not None
 
 
 @dataclass(frozen=True)
@@ -173,8 +178,9 @@ def network_input(run: Run, clips: Tensor) -> Tensor:
     """(B, 3, T, H, W) uint8 clips as the network takes them in a step, but for mixing."""
     dtype = input_dtype(run.recipe, run.world.device, mixed=run.mixing is not None)
     # Straight to where graphs read it: no copy, and no memory of its own.
-    fits = run.captured is not None and run.captured.shape == clips.shape and run.mixing is None
-    out = run.captured if fits else None
+    static = run.static_clips
+    fits = static is not None and static.shape == clips.shape and run.mixing is None
+    out = static if fits else None
     return normalize(clips, run.info.mean, run.info.std, run.memory_format, dtype, out)
 
 
