@@ -337,7 +337,8 @@ class ComputeConfig:
     graphs: AutoOnOff = "auto"
     """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: where norms are
     fused and the device has room for them and a validation beside, but for accumulated gradients
-    and compiled networks; where they cannot be captured it goes on without."""
+    and compiled networks; where they cannot be captured it goes on without. A test uses graphs
+    where norms are fused and views of one shape come again, unless ``off``."""
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_the_stream_is_that_of_before_whatever_torch_leaves(monkeypatch) -> None
     monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     with (
         pytest.raises(RuntimeError, match="cannot end"),
-        graphs._same_stream(torch.device("cuda", 0)),
+        graphs.same_stream(torch.device("cuda", 0)),
     ):
         current.append("capture")
         raise RuntimeError("the capture cannot end")

@@ -39,12 +39,13 @@ from videogn.data.list_checks import VideoList
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
 from videogn.engine.arithmetic import set_arithmetic
-from videogn.engine.compute import Machine, choose_execution
+from videogn.engine.compute import Machine, choose_execution, replays_passes
 from videogn.engine.evaluator import Scorer, VideoScore
 from videogn.engine.journal import Journal
 from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
 from videogn.engine.recipes import Choice, choose_recipe, compiled, make_ready
+from videogn.engine.replays import Replays
 from videogn.engine.runs import RunFolder
 from videogn.engine.scoring import Listed, ReadingClock, score_list
 from videogn.errors import RunError
@@ -269,7 +270,7 @@ class Job:
             listed.report(line)
 
         def score(places: Sequence[int]) -> Iterator[VideoScore]:
-            return _score(prepared, self.measure_of, world, places, waits)
+            return _score(prepared, self.measure_of, world, places, waits, listed.report)
 
         pace = score_list(listed, score, waits)
         if pace is None:
@@ -307,45 +308,60 @@ def _score(
     world: World,
     places: Sequence[int],
     waits: ReadingClock,
+    report: Callable[[str], None],
 ) -> Iterator[VideoScore]:
     """Scores of the videos of these places."""
-    config = prepared.config
-    network = build_model(config.model, config.seed)
-    load_into(network, spec_of(config.model), prepared.weights)
-    network.to(world.device).eval()
-    recipe = prepared.choice.recipe
-    layout = _make_ready(prepared, network, world.device)
-    # One shape to compile, whatever the memory and the number of views.
-    fixed = config.test.views_per_pass or (1 if recipe == "compiled" else None)
-    dataset = _dataset(prepared, world)
-    workers = reading_workers(config.data, world, dataset, spread(places, PROBE_SAMPLES), 1)
-    pass_size = make_pass_size(
-        network,
-        measure_of,
-        fixed=fixed,
-        precision=prepared.precision,
-        device=world.device,
-        sharing=world.local_size if world.device.type == "cpu" else 1,
-        memory_format=layout,
-    )
-    measure = measure_of(network)
-    scorer = Scorer(
-        measure=compiled(measure) if recipe == "compiled" else measure,
-        device=world.device,
-        mean=prepared.mean,
-        std=prepared.std,
-        precision=prepared.precision,
-        pass_size=pass_size,
-        memory_format=layout,
-    )
+    scorer = _scorer(prepared, measure_of, world, report)
+    data, dataset = prepared.config.data, _dataset(prepared, world)
+    workers = reading_workers(data, world, dataset, spread(places, PROBE_SAMPLES), 1)
     videos: Iterator[VideoViews] = waits.timed(build_test_loader(dataset, places, workers))
     return scorer.scores(videos)
 
 
+def _scorer(
+    prepared: Prepared, measure_of: MeasureOf, world: World, report: Callable[[str], None]
+) -> Scorer:
+    config, precision, device = prepared.config, prepared.precision, world.device
+    network = build_model(config.model, config.seed)
+    load_into(network, spec_of(config.model), prepared.weights)
+    network.to(device).eval()
+    recipe = prepared.choice.recipe
+    layout, replaying = _make_ready(prepared, network, device)
+    # One shape to compile, whatever the memory and the number of views.
+    fixed = config.test.views_per_pass or (1 if recipe == "compiled" else None)
+    pass_size = make_pass_size(
+        network,
+        measure_of,
+        fixed=fixed,
+        precision=precision,
+        device=device,
+        sharing=world.local_size if device.type == "cpu" else 1,
+        memory_format=layout,
+    )
+    measure, replays = measure_of(network), None
+    if recipe == "compiled":
+        measure = compiled(measure)
+    if replaying:
+        replays = Replays(measure, device, precision, layout, pass_size, report)
+    return Scorer(
+        measure=measure,
+        device=device,
+        mean=prepared.mean,
+        std=prepared.std,
+        precision=precision,
+        pass_size=pass_size,
+        memory_format=layout,
+        replays=replays,
+    )
+
+
 def _make_ready(
     prepared: Prepared, network: nn.Module, device: torch.device
-) -> torch.memory_format:
-    """Bring a network into the form that is fastest on a device; the order in memory of its clips.
+) -> tuple[torch.memory_format, bool]:
+    """Bring a network into the form that is fastest on a device.
+
+    Returns:
+        The order in memory of its clips, and whether its passes become CUDA graphs.
 
     Raises:
         ConfigError: the config asks for a form that cannot be had here.
@@ -353,17 +369,18 @@ def _make_ready(
     config, size = prepared.config, prepared.config.clip.crop_size
     view = (config.clip.num_frames, size, size)
     if device.type == "cpu":
-        return make_ready(network, prepared.choice.recipe, view)
+        return make_ready(network, prepared.choice.recipe, view), False
     # The training's choice of what to compute again is none of the test's.
+    machine = Machine.of(device)
     execution = choose_execution(
         replace(config.compute, recompute="none"),
         spec_of(config.model),
-        Machine.of(device),
+        machine,
         precision=prepared.precision,
     )
     fold_batch_norms(network, view)
     execution.apply(network)
-    return execution.memory_format
+    return execution.memory_format, replays_passes(config.compute, execution, machine)
 
 
 def _dataset(prepared: Prepared, world: World) -> TestDataset:

@@ -192,3 +192,8 @@ def uses_graphs(
             "train.compile=false and no train.percentile_layer; set compute.graphs=auto"
         )
     return compute.graphs == "on"
+
+
+def replays_passes(compute: ComputeConfig, execution: Execution, machine: Machine) -> bool:
+    """Whether passes of a test become CUDA graphs where views of their shape come again."""
+    return machine.cuda and execution.norms == "fused" and compute.graphs != "off"

@@ -17,6 +17,7 @@ from videogn.data.dataset import DeviceViews, VideoViews
 from videogn.data.transforms import normalize
 from videogn.engine.memory import is_out_of_memory
 from videogn.engine.pass_size import Measure, PassSize
+from videogn.engine.replays import Replays
 from videogn.engine.validation import PRECISIONS, autocast
 from videogn.errors import RunError
 
@@ -85,6 +86,7 @@ class Scorer:
         precision: fp32, bf16 or fp16.
         pass_size: how many views go through the network at once.
         memory_format: of the views.
+        replays: of passes of the measure as CUDA graphs; None to launch all plainly.
     """
 
     measure: Measure
@@ -94,6 +96,7 @@ class Scorer:
     precision: str
     pass_size: PassSize
     memory_format: torch.memory_format = torch.contiguous_format
+    replays: Replays | None = None
 
     def scores(self, videos: Iterable[VideoViews]) -> Iterator[VideoScore]:
         """Measure videos as they come.
@@ -125,7 +128,10 @@ class Scorer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                # Holes in the memory, or another process: less at once may do.
+                # Holes in the memory, or another process: without graphs, or by less at once, it
+                # may do.
+                if self.replays is not None and self.replays.drop():
+                    continue
                 if not self.pass_size.shrink():
                     raise self._too_large(views) from error
         return _Begun(video, *self._sent(arrays, middle))
@@ -178,7 +184,11 @@ class Scorer:
         # As autocast would round them.
         kind = PRECISIONS.get(self.precision) if self.device.type == "cuda" else None
         dtype = kind or torch.float32
-        clips = normalize(views, self.mean, self.std, self.memory_format, dtype)
+        replay = None if self.replays is None else self.replays.of(views.shape)
+        place = None if replay is None else replay.views
+        clips = normalize(views, self.mean, self.std, self.memory_format, dtype, out=place)
+        if replay is not None:
+            return replay.run()
         with autocast(self.device, self.precision):
             return self.measure(clips)
 

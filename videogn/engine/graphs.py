@@ -75,7 +75,7 @@ def replayed(network: nn.Module, clips: Tensor, precision: str) -> nn.Module:
     buffers = Buffers(network)
     casts = autocast(clips.device, precision, cache_enabled=False)
     try:
-        with _same_stream(clips.device), casts:
+        with same_stream(clips.device), casts:
             torch.cuda.make_graphed_callables(whole, (clips,), num_warmup_iters=WARMUP_PASSES)
     finally:
         # Passes before the capture have moved batch norm's statistics.
@@ -95,13 +95,13 @@ def try_replayed(network: nn.Module, clips: Tensor, precision: str) -> "nn.Modul
         failed = Uncaptured(first_line(error), is_out_of_memory(error))
     # Outside of the handler: the error holds the tensors and graphs of the attempt.
     network.zero_grad(set_to_none=True)
-    fault = _fault_after(clips.device)
+    fault = fault_after(clips.device)
     if fault is None:
         return failed
     return Uncaptured(f"{failed.reason}; then {fault}", failed.out_of_memory, sound=False)
 
 
-def _fault_after(device: torch.device) -> str | None:
+def fault_after(device: torch.device) -> str | None:
     """Free what a failed capture held; what does not work on the device since, None where all does.
 
     torch before 2.12 could be left as if the capture still went on: then its memory cannot be
@@ -119,7 +119,7 @@ def _fault_after(device: torch.device) -> str | None:
 
 
 @contextmanager
-def _same_stream(device: torch.device) -> Iterator[None]:
+def same_stream(device: torch.device) -> Iterator[None]:
     """Leave the current stream as it is: torch stays on the capture's where that cannot end."""
     if device.type != "cuda":
         yield

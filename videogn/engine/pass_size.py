@@ -64,10 +64,17 @@ class PassSize:
         self._room_bytes //= 2
         return self.fixed is None and self._last > 1
 
+    def holds(self, times: float, num_views: int, view: tuple[int, int, int]) -> bool:
+        """Whether the room holds ``times`` what a pass of so many views takes."""
+        return times * num_views * self._bytes_of(view) <= self._room_bytes
+
     def _fitting(self, view: tuple[int, int, int]) -> int:
+        return max(1, int(self._room_bytes / self._bytes_of(view)))
+
+    def _bytes_of(self, view: tuple[int, int, int]) -> float:
         if not self._bytes_per_sample:
             self._bytes_per_sample = self._probe(view) / math.prod(view)
-        return max(1, int(self._room_bytes / (self._bytes_per_sample * math.prod(view))))
+        return self._bytes_per_sample * math.prod(view)
 
 
 def make_pass_size(
