@@ -57,7 +57,8 @@ class Execution:
                 "convolutions with fused norms and ReLUs; set compute.recompute=none"
             )
         if self.convolutions != "3d":
-            use_views(network, STEM, steps=self.convolutions == "2d")
+            kernels, steps = self.norms == "fused", self.convolutions == "2d"
+            use_views(network, STEM, steps=steps, kernels=kernels)
         return network.to(device=device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
 

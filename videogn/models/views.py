@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videogn.errors import UserError
+from videogn.models.kernels.launch import is_available
+from videogn.models.kernels.stack import Stacking, stack
 from videogn.models.recompute import Recipe, dropping
 
 LAST = torch.channels_last_3d
@@ -80,10 +82,12 @@ class StemConv3d(nn.Conv3d):
     Attributes:
         fold: whether places are stacked too, for a stride of 2 in height and width.
         pad: whether zero channels fill up a multiple of :data:`CHANNEL_STEP`.
+        at_once: whether a kernel of our own stacks them where there is one.
     """
 
     fold = False
     pad = False
+    at_once = False
 
     def forward(self, video: Tensor) -> Tensor:
         """(N, C, T, H, W) in any order -> (N, O, T', H', W') with its channels last."""
@@ -92,75 +96,117 @@ class StemConv3d(nn.Conv3d):
         if kind != "meta" and torch.is_autocast_enabled(kind):
             # Before it is stacked: the fewest bytes are moved.
             video = video.to(torch.get_autocast_dtype(kind))
-        stacked = self._stacked(video)
-        if video.requires_grad or torch.compiler.is_compiling():
-            return self._convolved(video, stacked)
+        images = self._images(video)
+        if _is_traced(video):
+            return self._convolved(images, len(video))
         # Stacked anew for the gradient of the weights: images are many times the size of clips.
-        with dropping(stacked[0], Recipe(lambda: self._stacked(video)[0])):
-            return self._convolved(video, stacked)
+        with dropping(images, Recipe(lambda: self._images(video))):
+            return self._convolved(images, len(video))
 
-    def _stacked(self, video: Tensor) -> "Stacked":
-        stack = stacked_places if self.fold else stacked_steps
-        images, kernel, stride, padding = stack(self, video.permute(0, 2, 3, 4, 1))
-        missing = -images.shape[-1] % CHANNEL_STEP if self.pad else 0
+    def _images(self, video: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N T', H'', W'', C''), stacked."""
+        frames = video.permute(0, 2, 3, 4, 1)
+        fold = 4 if self.fold else 1
+        num_channels = fold * self.kernel_size[0] * self.in_channels
+        missing = -num_channels % CHANNEL_STEP if self.pad else 0
+        if self.at_once and is_available(video.device) and not _is_traced(video):
+            return stack(frames, _stacking(self, frames, num_channels + missing))
+        images = stacked_places(self, frames) if self.fold else stacked_steps(self, frames)
+        return F.pad(images, (0, missing)) if missing else images
+
+    def _convolved(self, images: Tensor, num_clips: int) -> Tensor:
+        kernel = _kernel_of_places(self) if self.fold else _kernel_of_steps(self)
+        missing = images.shape[-1] - kernel.shape[1]
         if missing:
-            images = F.pad(images, (0, missing))
             kernel = F.pad(kernel, (0, 0, 0, 0, 0, missing))
-        return images, kernel, stride, padding
-
-    def _convolved(self, video: Tensor, stacked: "Stacked") -> Tensor:
-        images, kernel, stride, padding = stacked
+        stride, padding = _space(self.stride), _space(self.padding)
+        if self.fold:
+            stride, padding = (1, 1), (0, 0)
         out = F.conv2d(images.permute(0, 3, 1, 2), kernel, self.bias, stride, padding)
-        return _video(out, len(video))
+        return _video(out, num_clips)
 
 
-Stacked = tuple[Tensor, Tensor, tuple[int, int], tuple[int, int]]
-"""Images (N T', H, W, C'), a kernel (O, C', K, K), and the stride and padding to use it with."""
+def _is_traced(video: Tensor) -> bool:
+    """Whether a gradient or a compiler goes through what is done with a video."""
+    return video.requires_grad or torch.compiler.is_compiling()
 
 
-def stacked_steps(convolution: nn.Conv3d, video: Tensor) -> Stacked:
+def _kernel_of_steps(convolution: nn.Conv3d) -> Tensor:
+    """(O, C, K, h, w) -> (O, K C, h, w)."""
+    kernel = convolution.weight
+    # A single step is squeezed for the strides of the gradient, as in _matrix.
+    return kernel.squeeze(2) if len(kernel[0, 0]) == 1 else kernel.transpose(1, 2).flatten(1, 2)
+
+
+def stacked_steps(convolution: nn.Conv3d, video: Tensor) -> Tensor:
     """The steps that a kernel meets, as channels in the order (K, C).
 
     Args:
         video: (N, T, H, W, C).
     """
-    images = _beside(convolution, video)
-    kernel = convolution.weight
-    # A single step is squeezed for the strides of the gradient, as in _matrix.
-    kernel = kernel.squeeze(2) if len(kernel[0, 0]) == 1 else kernel.transpose(1, 2).flatten(1, 2)
-    return images.flatten(0, 1), kernel, _space(convolution.stride), _space(convolution.padding)
+    return _beside(convolution, video).flatten(0, 1)
 
 
-def stacked_places(convolution: nn.Conv3d, video: Tensor) -> Stacked:
-    """Steps and 2x2 places as channels in the order (K, 2, 2, C), for a stride of 2.
+def _kernel_of_places(convolution: nn.Conv3d) -> Tensor:
+    """(O, C, K, h, w) -> (O, 4 K C, h / 2, w / 2).
 
     The kernel gets a row and a column of zeros where its first place is not the first of a 2x2
     block, or its size is odd.
+    """
+    (above, below), (before, after) = _kernel_margins(convolution)
+    kernel = F.pad(convolution.weight, (before, after, above, below))
+    num_out, colours, steps, height, width = kernel.shape
+    kernel = kernel.reshape(num_out, colours, steps, height // 2, 2, width // 2, 2)
+    # (O, C, K, h, 2, w, 2) -> (O, K, 2, 2, C, h, w)
+    return kernel.permute(0, 2, 4, 6, 1, 3, 5).flatten(1, 4)
+
+
+def _kernel_margins(convolution: nn.Conv3d) -> list[tuple[int, int]]:
+    """Rows of zeros above and below a kernel, and columns before and after it."""
+    sizes, paddings = convolution.weight.shape[3:], _space(convolution.padding)
+    return [(pad % 2, (size + pad % 2) % 2) for size, pad in zip(sizes, paddings, strict=True)]
+
+
+def _video_margins(convolution: nn.Conv3d, video: Tensor) -> list[tuple[int, int]]:
+    """Rows of zeros above and below a video (N, T, H, W, C), and columns before and after it.
+
+    Those after it may be negative: what no kernel meets is cut off.
+    """
+    margins = []
+    for axis, (before, after) in enumerate(_kernel_margins(convolution)):
+        padding, length = _space(convolution.padding)[axis], video.shape[2 + axis]
+        size = convolution.weight.shape[3 + axis]
+        num_out = (length + 2 * padding - size) // 2 + 1
+        needed = 2 * (num_out - 1) + size + before + after
+        margins.append((padding + before, needed - length - padding - before))
+    return margins
+
+
+def stacked_places(convolution: nn.Conv3d, video: Tensor) -> Tensor:
+    """Steps and 2x2 places as channels in the order (K, 2, 2, C), for a stride of 2.
 
     Args:
         video: (N, T, H, W, C).
     """
-    sizes = convolution.weight.shape[3:]
-    before = [padding % 2 for padding in _space(convolution.padding)]
-    after = [(size + extra) % 2 for size, extra in zip(sizes, before, strict=True)]
-    kernel = F.pad(convolution.weight, (before[1], after[1], before[0], after[0]))
-    num_out, colours, steps, height, width = kernel.shape
-    kernel = kernel.reshape(num_out, colours, steps, height // 2, 2, width // 2, 2)
-    # (O, C, K, h, 2, w, 2) -> (O, K, 2, 2, C, h, w)
-    kernel = kernel.permute(0, 2, 4, 6, 1, 3, 5).flatten(1, 4)
-    margins: list[int] = []
-    for axis in (1, 0):
-        padding, size = convolution.padding[1 + axis], video.shape[2 + axis]
-        num_out = (size + 2 * int(padding) - sizes[axis]) // 2 + 1
-        front = int(padding) + before[axis]
-        needed = 2 * (num_out - 1) + sizes[axis] + before[axis] + after[axis]
-        margins += [front, needed - size - front]
-    padded = F.pad(video, (0, 0, *margins))
+    rows, columns = _video_margins(convolution, video)
+    padded = F.pad(video, (0, 0, *columns, *rows))
     height, width = padded.shape[2:4]
     blocks = padded.reshape(*padded.shape[:2], height // 2, 2, width // 2, 2, -1)
     # (N, T, h, 2, w, 2, C) -> (N, T, h, w, 4 C)
     blocks = blocks.transpose(3, 4).flatten(4)
-    return _beside(convolution, blocks).flatten(0, 1), kernel, (1, 1), (0, 0)
+    return _beside(convolution, blocks).flatten(0, 1)
+
+
+def _stacking(convolution: "StemConv3d", video: Tensor, channels: int) -> Stacking:
+    """What :func:`stacked_places` or :func:`stacked_steps` do, in numbers."""
+    steps, stride = convolution.kernel_size[0], convolution.stride[0]
+    early = int(convolution.padding[0])
+    out_frames = (video.shape[1] + 2 * early - steps) // stride + 1
+    fold = 2 if convolution.fold else 1
+    rows, columns = _video_margins(convolution, video) if convolution.fold else ((0, 0), (0, 0))
+    height, width = video.shape[2] + sum(rows), video.shape[3] + sum(columns)
+    size = (out_frames, height // fold, width // fold)
+    return Stacking(steps, stride, early, fold, rows[0], columns[0], size, channels)
 
 
 def _beside(convolution: nn.Conv3d, video: Tensor) -> Tensor:
@@ -209,7 +255,9 @@ STEMS = ("native", "time", "time_padded", "space", "space_padded")
 2x2 places too (60, or 64)."""
 
 
-def use_views(network: nn.Module, stem: str = "native", *, steps: bool = True) -> int:
+def use_views(
+    network: nn.Module, stem: str = "native", *, steps: bool = True, kernels: bool = False
+) -> int:
     """Replace the convolutions that have a form as 2D convolution or matrix product, in place.
 
     Parameters and their names stay. Those without such a form (3x3x3, a string as padding) stay
@@ -220,6 +268,7 @@ def use_views(network: nn.Module, stem: str = "native", *, steps: bool = True) -
             channels last.
         stem: a key of :data:`STEMS`, for convolutions of at most :data:`FEW_COLOURS` channels.
         steps: whether those over time alone (Kx1x1) are replaced too.
+        kernels: whether Triton kernels may be used, of which the stem has one.
 
     Returns:
         How many were replaced.
@@ -240,7 +289,10 @@ def use_views(network: nn.Module, stem: str = "native", *, steps: bool = True) -
         if form is None or (form is StepsConv3d and not steps):
             continue
         parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, _sharing(convolution, form, stem))
+        made = _sharing(convolution, form, stem)
+        if isinstance(made, StemConv3d):
+            made.at_once = kernels
+        setattr(network.get_submodule(parent), last, made)
         count += 1
     return count
 

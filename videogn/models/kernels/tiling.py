@@ -97,10 +97,10 @@ def plan(
 def _block(channels: int, places: int, channels_last: bool, size: int) -> tuple[int, int]:
     """Places and channels of a tile of ``size`` values, the longer along memory."""
     if channels_last:
-        block_c = min(_power_of_2(channels), 128)
-        return min(_power_of_2(places), size // block_c), block_c
-    block_r = min(_power_of_2(places), size)
-    return block_r, min(_power_of_2(channels), size // block_r)
+        block_c = min(power_of_2(channels), 128)
+        return min(power_of_2(places), size // block_c), block_c
+    block_r = min(power_of_2(places), size)
+    return block_r, min(power_of_2(channels), size // block_r)
 
 
 def _strided(
@@ -122,7 +122,7 @@ def _strided(
     return Cut(*block, blocks, unit, -(-units // each))
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
     """The smallest power of 2 that is not below a number from 1."""
     return 1 << (number - 1).bit_length()
 
