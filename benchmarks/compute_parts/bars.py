@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from compute_parts.networks import AUTO, BASE, FUSED, PYTORCHVIDEO, Form
 from compute_parts.page import shown
 from compute_parts.scale import Bench
+from compute_parts.test import BN_TEST, GN_TEST
 
 Known = dict[str, float]
+TEST_VIDEOS = 19_761
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,15 @@ GPU_BARS = [
         slower(SPARING),
         1.08,
         False,
+    ),
+    *(
+        Bar(
+            f"minutes of Kinetics-400's ten-clip test, {norm}, the network alone",
+            lambda k, name=f"test org32 {way}": TEST_VIDEOS * k[name] / 60,
+            4.0,
+            False,
+        )
+        for norm, way in (("GN", GN_TEST), ("BN", BN_TEST))
     ),
 ]
 

@@ -120,7 +120,8 @@ def prepared(network: nn.Module, form: Form, device: torch.device) -> nn.Module:
     if form.convolutions != "3d":
         from videogn.models.views import use_views
 
-        use_views(network, form.stem, steps=form.convolutions == "2d")
+        steps, kernels = form.convolutions == "2d", form.norms == "fused"
+        use_views(network, form.stem, steps=steps, kernels=kernels)
     network = network.to(device, memory_format=form.memory_format)  # type: ignore[call-overload]
     return torch.compile(network) if form.compiled else network  # type: ignore[return-value]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from own_process import run_apart
 from torch import Tensor, nn
 
 from videogn.data.dataset import VideoViews
@@ -14,6 +15,7 @@ from videogn.engine import replays as replays_module
 from videogn.engine.evaluator import Scorer, class_scores
 from videogn.engine.pass_size import Measure, PassSize
 from videogn.engine.replays import REPEATS, Replay, Replays
+from videogn.errors import RunError
 from videogn.models.execution import Execution
 from videogn.models.i3d import i3d
 
@@ -195,7 +197,12 @@ class Asking(nn.Module):
 
 
 @pytest.mark.gpu
+@pytest.mark.dist
 def test_a_gpu_goes_on_where_a_pass_cannot_be_captured() -> None:
+    run_apart(fail_and_go_on)
+
+
+def fail_and_go_on() -> None:
     said: list[str] = []
     asking = Asking()
 
@@ -207,7 +214,13 @@ def test_a_gpu_goes_on_where_a_pass_cannot_be_captured() -> None:
     replays = Replays(measure, device, "fp32", LAST, pass_size, said.append)
     videos = [video(place, 8, 12) for place in range(REPEATS + 3)]
     form_of = (measure, device, MEAN, STD, "fp32", pass_size, LAST)
-    found = list(Scorer(*form_of, replays).scores(videos))
+    try:
+        found = list(Scorer(*form_of, replays).scores(videos))
+    except RunError as error:
+        # Of torch before 2.12, where the run ends.
+        if "set compute.graphs=off" not in str(error):
+            raise
+        pytest.skip(str(error))
     expected = list(Scorer(*form_of).scores(videos))
     assert len(said) == 1
     for ours, theirs in zip(found, expected, strict=True):

@@ -109,7 +109,7 @@ class StemConv3d(nn.Conv3d):
         fold = 4 if self.fold else 1
         num_channels = fold * self.kernel_size[0] * self.in_channels
         missing = -num_channels % CHANNEL_STEP if self.pad else 0
-        if self.at_once and is_available(video.device) and not _is_traced(video):
+        if self.at_once and not _is_traced(video) and is_available(video.device):
             return stack(frames, _stacking(self, frames, num_channels + missing))
         images = stacked_places(self, frames) if self.fold else stacked_steps(self, frames)
         return F.pad(images, (0, missing)) if missing else images

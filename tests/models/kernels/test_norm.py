@@ -512,7 +512,7 @@ def test_more_values_than_32_bits_count(samples: int, channels_last: bool) -> No
     grad_x, grad_weight, grad_bias = torch.autograd.grad(y, (x, weight, bias), grad)
 
     def frame(tensor: Tensor, t: int) -> Tensor:
-        return tensor.detach()[:, :, t].double().view(samples, num_groups, -1)
+        return tensor.detach()[:, :, t].double().reshape(samples, num_groups, -1)
 
     def over_frames(value: Callable[[int], Tensor]) -> Tensor:
         return torch.stack([value(t).sum(-1, keepdim=True) for t in range(frames)]).sum(0)
