@@ -1,5 +1,4 @@
 import gc
-import mmap
 import multiprocessing
 import os
 import pickle
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,65 +89,6 @@ def test_pages_that_are_never_written_take_no_memory() -> None:
     ring = Ring(10, 10**9)
     ring.slot(3)[:1000] = 1
     assert psutil.Process().memory_info().rss - before < 10**8
-
-
-class Driver:
-    """Keeps which memory is locked, as CUDA's functions of these names do."""
-
-    def __init__(self) -> None:
-        self.locked: dict[int, int] = {}
-        self.calls = 0
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
-        self.calls += 1
-        pages = range(address // mmap.PAGESIZE, -(-(address + size) // mmap.PAGESIZE))
-        for other, length in self.locked.items():
-            last = (other + length - 1) // mmap.PAGESIZE
-            if other // mmap.PAGESIZE <= pages[-1] and pages[0] <= last:
-                return 712  # is locked already
-        self.locked[address] = size
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
-        return 0 if self.locked.pop(address, None) else 713
-
-
-def test_slots_are_locked_once_and_anew_where_more_is_used(monkeypatch) -> None:
-    driver = Driver()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    ring = Ring(3, 5000)
-    start = ring.slot(0).ctypes.data
-    for slot in (0, 1, 2, 3):
-        ring.lock(slot, 4500)
-    assert list(driver.locked.values()) == [4500] * 3
-    ring.lock(1, 5000)
-    ring.lock(2, 4600)  # at once for the most that any had to be
-    ring.lock(0, 4000)
-    assert [driver.locked[ring.slot(number).ctypes.data] for number in range(3)] == [
-        4500,
-        5000,
-        5000,
-    ]
-    assert driver.calls == 5
-    assert start in driver.locked
-    del ring
-    gc.collect()
-    assert not driver.locked
-
-
-def test_memory_that_cannot_be_locked_is_told(monkeypatch) -> None:
-    driver = Driver()
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
-    monkeypatch.setattr(torch.cuda, "check_error", _raised)
-    ring = Ring(1, 100)
-    driver.locked[ring.slot(0).ctypes.data] = 100
-    with pytest.raises(RuntimeError, match="712"):
-        ring.lock(0, 100)
-
-
-def _raised(code: int) -> None:
-    if code:
-        raise RuntimeError(str(code))
 
 
 def _anonymous_bytes() -> int:

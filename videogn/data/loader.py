@@ -180,8 +180,7 @@ class Loader(Generic[T]):
         finish: makes a batch of its samples.
         workers: how many processes read, and how far ahead.
         persistent: whether they stay for another iteration.
-        locked: whether all of the shared memory is locked for a GPU's copies before the first
-            batch, or each part of it as it comes to be used.
+        pinned: whether a GPU fetches from the shared memory.
 
     Raises:
         UserError: what a worker raised, as it was; a :class:`RunError` where too many were lost.
@@ -197,7 +196,7 @@ class Loader(Generic[T]):
         workers: Workers,
         *,
         persistent: bool = False,
-        locked: bool = True,
+        pinned: bool = True,
     ) -> None:
         self._videos = dataset.videos
         self._keys = batches
@@ -207,12 +206,11 @@ class Loader(Generic[T]):
         self._waiting: Crew | None = None
         self._losses = Losses()
         self._ring: Ring | None = None
-        self._locks = torch.cuda.is_available()
         if workers.processes:
             slots = workers.processes * workers.prefetch + IN_USE
             self._ring = Ring(slots, batch_size * dataset.sample_bytes)
-            for slot in range(slots if locked else 0):
-                self._lock(slot, self._ring.slot_bytes)
+            if pinned and torch.cuda.is_available():
+                _pin(self._ring)
         self._fill = _Filling(dataset, self._ring)
 
     def __len__(self) -> int:
@@ -252,18 +250,15 @@ class Loader(Generic[T]):
         if not isinstance(sample.frames, _Placed) or self._ring is None:
             return sample
         form, start = sample.frames
-        self._lock(slot, start + form.num_bytes)
         return sample._replace(frames=Frames.in_memory(form, self._ring.slot(slot)[start:]))
 
-    def _lock(self, slot: int, num_bytes: int) -> None:
-        """Lock a slot for a GPU where the driver lets it; copies make the host wait where not."""
-        if not self._locks or self._ring is None:
-            return
-        try:
-            self._ring.lock(slot, num_bytes)
-        except RuntimeError as error:
-            self._locks = False
-            logger.warning("the memory that clips come in is not locked for the GPU: %s", error)
+
+def _pin(ring: Ring) -> None:
+    """Lock the ring's pages where the driver lets it; copies wait for the host where not."""
+    try:
+        ring.pin()
+    except RuntimeError as error:
+        logger.warning("the memory that clips come in is not locked for the GPU: %s", error)
 
 
 def _paced(batches: Iterator[T]) -> Iterator[T]:
@@ -368,9 +363,9 @@ def build_test_loader(
 ) -> Loader[VideoViews]:
     """This rank's videos, one :class:`VideoViews` each, in order."""
     batches = [[index] for index in indices]
+    # Locking memory for the longest videos costs more than it gains beside ten clips' scores.
     workers = workers.at_most(len(batches))
-    # There is room for the longest videos, of which few tests have any.
-    return Loader(dataset, batches, 1, _only_one, workers, locked=False)
+    return Loader(dataset, batches, 1, _only_one, workers, pinned=False)
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:

@@ -64,43 +64,24 @@ class Ring:
     def __init__(self, num_slots: int, slot_bytes: int) -> None:
         self.num_slots = num_slots
         self.slot_bytes = slot_bytes
-        # Pages are locked for a GPU slot by slot.
-        self._stride = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._bytes = SharedBytes(num_slots * self._stride)
-        self._locked: dict[int, int] = {}
-        self._most_locked = 0
+        self._bytes = SharedBytes(num_slots * slot_bytes)
 
     def slot(self, number: int) -> np.ndarray:
         """(slot_bytes,) uint8 of slot ``number`` modulo their number."""
-        start = number % self.num_slots * self._stride
+        start = number % self.num_slots * self.slot_bytes
         return self._bytes.array[start : start + self.slot_bytes]
 
-    def lock(self, number: int, num_bytes: int) -> None:
-        """Lock the pages of a slot's first bytes: a GPU fetches from them while the host goes on.
-
-        A slot that is locked for less is locked anew, for the most bytes that any slot had to be.
-        Copies from it must have come to their end.
+    def pin(self) -> None:
+        """Lock its pages, so that a GPU fetches from them while the process goes on.
 
         Raises:
             RuntimeError: the driver refuses.
         """
-        address = self.slot(number).ctypes.data
-        if self._locked.get(address, 0) >= num_bytes:
-            return
-        if not self._locked:
-            weakref.finalize(self._bytes, _unlock, self._locked)
-        self._most_locked = max(self._most_locked, num_bytes)
+        array = self._bytes.array
         runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        if self._locked.pop(address, None) is not None:
-            torch.cuda.check_error(runtime.cudaHostUnregister(address))
-        torch.cuda.check_error(runtime.cudaHostRegister(address, self._most_locked, 0))
-        self._locked[address] = self._most_locked
-
-
-def _unlock(locked: dict[int, int]) -> None:
-    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    for address in locked:
-        runtime.cudaHostUnregister(address)
+        address = array.ctypes.data
+        torch.cuda.check_error(runtime.cudaHostRegister(address, array.nbytes, 0))
+        weakref.finalize(self._bytes, runtime.cudaHostUnregister, address)
 
 
 class SharedRecords(Sequence[VideoRecord]):
