@@ -42,6 +42,9 @@ ORDER = 2
 
 IN_USE = 2
 """Batches that the training process may still need: the last one, and one the GPU works on."""
+LOCKING_PAYS = 2000
+"""Videos of a test from which memory for the longest of them is locked for a GPU: that takes
+seconds, and spares the host a copy of some 30 MB a video."""
 
 
 PROBE_SECONDS = 2.0
@@ -363,9 +366,9 @@ def build_test_loader(
 ) -> Loader[VideoViews]:
     """This rank's videos, one :class:`VideoViews` each, in order."""
     batches = [[index] for index in indices]
-    # Locking memory for the longest videos costs more than it gains beside ten clips' scores.
     workers = workers.at_most(len(batches))
-    return Loader(dataset, batches, 1, _only_one, workers, pinned=False)
+    pinned = len(batches) >= LOCKING_PAYS
+    return Loader(dataset, batches, 1, _only_one, workers, pinned=pinned)
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
