@@ -42,7 +42,7 @@ ORDER = 2
 
 IN_USE = 2
 """Batches that the training process may still need: the last one, and one the GPU works on."""
-LOCKING_PAYS = 2000
+LOCKING_PAYS = 500
 """Videos of a test from which memory for the longest of them is locked for a GPU: that takes
 seconds, and spares the host a copy of some 30 MB a video."""
 
