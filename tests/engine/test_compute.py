@@ -6,7 +6,7 @@ import torch
 from videogn.commands.setup import spec_of as spec_of_config
 from videogn.config import ComputeConfig, ModelConfig
 from videogn.engine import compute
-from videogn.engine.compute import A_GPU, Machine, choose_execution, uses_graphs
+from videogn.engine.compute import A_GPU, Machine, choose_execution, replays_passes, uses_graphs
 from videogn.errors import ConfigError
 from videogn.models.spec import NetworkSpec
 
@@ -132,6 +132,25 @@ def test_capturing_what_cannot_be_captured_is_refused(change) -> None:
     step = {"accumulation": 1, "compiled": False} | change
     with pytest.raises(ConfigError, match=r"train\.accumulation=1"):
         uses_graphs(config, execution, A_GPU, **step)
+
+
+@pytest.mark.parametrize(
+    ("machine", "compute", "replayed"),
+    [
+        (A_GPU, {}, True),
+        (A_GPU, {"graphs": "on"}, True),
+        (A_GPU, {"graphs": "off"}, False),
+        (A_GPU, {"norms": "eager"}, False),
+        (NO_TRITON, {}, False),
+        (CPU, {}, False),
+        # Asked for in training; a test on a CPU goes on without.
+        (CPU, {"graphs": "on"}, False),
+    ],
+)
+def test_which_tests_have_graphs(machine: Machine, compute: dict[str, str], replayed: bool) -> None:
+    config = ComputeConfig(**compute)
+    execution = choose_execution(config, spec_of(), machine, precision="bf16")
+    assert replays_passes(config, execution, machine) == replayed
 
 
 def test_kernels_that_do_not_run_are_told_of_and_left(monkeypatch, caplog) -> None:
