@@ -53,7 +53,7 @@ WHOLE = Scale(
     matmul=8192,
 )
 TINY = Scale(
-    network={"width": 8, "num_groups": 4, "depths": (1,), "num_classes": 5},
+    network={"width": 8, "num_groups": 2, "depths": (1,), "num_classes": 5},
     clips=1,
     sweep=(1,),
     frames=(8, 10),

@@ -25,7 +25,7 @@ TIMINGS = ("clips_per_second", "data_wait", "eta_seconds", "seconds")
 # BN, dropout, momentum, warm-up and a curved schedule: all that could be lost.
 RECIPE = (
     "model.norm=bn",
-    "train.iterations=30",
+    "train.iterations=20",
     "train.schedule=cosine",
     "train.warmup_iterations=3",
     "train.log_interval=4",
@@ -71,7 +71,7 @@ def assert_twins(one: Path, two: Path) -> None:
     ]
     assert logs[0] == logs[1]
     assert [entry["iteration"] for entry in logs[0] if entry["kind"] == "samples"] == [
-        *range(1, 31)
+        *range(1, 21)
     ]
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_is_the_twin_of_one_that_was_not(
 ) -> None:
     """Three ranks, for the order in which more than two numbers are added up changes their sum."""
     out = tiny.folder / "killed"
-    told = harmed(tiny, out, ranks, times=kills, signals=["SIGKILL"], seconds=1.5)
+    told = harmed(tiny, out, ranks, times=kills, signals=["SIGKILL"], seconds=1.0)
     print(told)
     assert len(told["kills"]) >= kills
     for number in range(told["rounds"]):
@@ -107,7 +107,7 @@ def test_a_run_told_to_stop_saves_ends_with_75_and_goes_on_as_its_twin(
     tiny, whole: Callable[[int], Path], ranks: int
 ) -> None:
     signals, out = ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"], tiny.folder / "stopped"
-    told = harmed(tiny, out, ranks, times=4, signals=signals, seconds=1.5)
+    told = harmed(tiny, out, ranks, times=4, signals=signals, seconds=1.0)
     print(told)
     codes = [codes for codes, _, _ in told["kills"]]
     assert [EXIT_CODE] * ranks in codes
