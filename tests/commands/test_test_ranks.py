@@ -17,7 +17,7 @@ from videogn.stopping import EXIT_CODE
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-NUM_VIDEOS = 41
+NUM_VIDEOS = 29
 """Of no number of ranks a multiple."""
 MARKER = "_test/partial/*.scores"
 BAD = (5, 17)
@@ -112,7 +112,7 @@ def test_an_interrupted_test_goes_on_to_the_same_bytes(
         tmp_path,
         times=3,
         signals=signals,
-        seconds=1.5,
+        seconds=1.0,
         marker=MARKER,
     )
     print(told)
