@@ -3,20 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videogn.data.bitstreams import (
-    INSPECTORS,
-    PERIOD,
-    UncertainError,
-    _Bits,
-    _Count,
-    _vp9_frames,
-    inspector,
-)
+from videogn.data.bitstreams import INSPECTORS, UncertainError, inspector
+from videogn.data.bitstreams.bits import Bits, Count
+from videogn.data.bitstreams.in_order import vp9_frames
+from videogn.data.bitstreams.pictures import PERIOD
 
 
 @given(st.lists(st.integers(-7, 7), max_size=60), st.integers(4, 6))
 def test_order_counts_follow_their_low_bits(steps, bits) -> None:
-    count, true = _Count(bits), 0
+    count, true = Count(bits), 0
     for period in (1, 2):
         assert count.restart() == period * PERIOD
         true = 0
@@ -33,16 +28,16 @@ def test_order_counts_follow_their_low_bits(steps, bits) -> None:
 def test_golomb_numbers(bits, number) -> None:
     """H.264, table 9-2."""
     data = int(bits.ljust(8, "1"), 2).to_bytes(1, "big")
-    assert _Bits(data).golomb() == number
+    assert Bits(data).golomb() == number
 
 
 def test_vp9_superframes_are_split() -> None:
     """VP9, annex B: two frames of 3 and 300 bytes, sizes of two bytes."""
     marker = 0b110_01_001
     index = bytes([marker, 3, 0, 44, 1, marker])
-    frames = _vp9_frames(b"abc" + b"d" * 300 + index)
+    frames = vp9_frames(b"abc" + b"d" * 300 + index)
     assert frames == [b"abc", b"d" * 300]
-    assert _vp9_frames(b"abc") == [b"abc"]
+    assert vp9_frames(b"abc") == [b"abc"]
 
 
 def packets_of(path) -> tuple[str, bytes, list[bytes]]:
