@@ -13,8 +13,9 @@ from videogn.commands.capturing import captured
 from videogn.config import ComputeConfig, Config, TrainConfig
 from videogn.distributed import World
 from videogn.engine import memory, rehearsal
+from videogn.engine.device_memory import gib
 from videogn.engine.graphs import Uncaptured
-from videogn.engine.memory import MemoryPlan, Moments, StepMemory, gib
+from videogn.engine.memory import MemoryPlan, Moments, StepMemory
 from videogn.engine.runs import RunFolder
 from videogn.errors import RunError
 

@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videogn.engine.arithmetic import set_arithmetic
-from videogn.engine.memory import dtype_of
+from videogn.engine.arithmetic import dtype_of, set_arithmetic
 
 
 @pytest.fixture(autouse=True)

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from videogn.engine import memory
+from videogn.engine.arithmetic import PRECISIONS
+from videogn.engine.device_memory import is_out_of_memory
 from videogn.engine.memory import (
-    PRECISIONS,
     SLACK,
     MemoryPlan,
     Moments,
     StepMemory,
     check_memory,
-    is_out_of_memory,
     measure_step,
     predict_memory,
     state_bytes,

@@ -19,13 +19,12 @@ from videogn.commands.setup import spec_of, views_of
 from videogn.config import Config
 from videogn.config_files import load_config
 from videogn.data.protocols import PROTOCOLS
-from videogn.engine.arithmetic import set_arithmetic
+from videogn.engine.arithmetic import PRECISIONS, set_arithmetic
 from videogn.engine.compute import A_GPU, Machine
 from videogn.engine.memory import (
     CARD_RESERVE,
     CARDS_GB,
     GB,
-    PRECISIONS,
     SLACK,
     StepMemory,
     measure_step,

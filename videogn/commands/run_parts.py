@@ -28,6 +28,7 @@ from videogn.data.shard_order import shard_order
 from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
 from videogn.distributed import World, any_rank
+from videogn.engine.arithmetic import autocast
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
 from videogn.engine.compute import Machine, choose_execution, uses_graphs
 from videogn.engine.memory import MemoryPlan, check_memory
@@ -38,7 +39,7 @@ from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import update_statistics
 from videogn.engine.runs import RunFolder
 from videogn.engine.trainer import Run, ValidateNow, input_dtype, set_training, wrap_for_ranks
-from videogn.engine.validation import Validation, autocast, validate
+from videogn.engine.validation import Validation, validate
 from videogn.errors import ConfigError
 from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo

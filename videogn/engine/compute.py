@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from videogn.config import ComputeConfig
-from videogn.engine.memory import dtype_of
+from videogn.engine.arithmetic import dtype_of
 from videogn.errors import ConfigError
 from videogn.models.cudnn import conv3d_fault
 from videogn.models.execution import Execution

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from videogn.data.dataset import DeviceViews, VideoViews
 from videogn.data.transforms import normalize
-from videogn.engine.memory import is_out_of_memory
+from videogn.engine.arithmetic import autocast, dtype_of
+from videogn.engine.device_memory import is_out_of_memory
 from videogn.engine.pass_size import Measure, PassSize
 from videogn.engine.replays import Replays
-from videogn.engine.validation import PRECISIONS, autocast
 from videogn.errors import RunError
 
 THUMBNAIL_HEIGHT = 96
@@ -182,8 +182,7 @@ class Scorer:
 
     def _measured(self, views: Tensor) -> tuple[Tensor, ...]:
         # As autocast would round them.
-        kind = PRECISIONS.get(self.precision) if self.device.type == "cuda" else None
-        dtype = kind or torch.float32
+        dtype = dtype_of(self.precision) if self.device.type == "cuda" else torch.float32
         replay = None if self.replays is None else self.replays.of(views.shape)
         place = None if replay is None else replay.views
         clips = normalize(views, self.mean, self.std, self.memory_format, dtype, out=place)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from videogn.engine.memory import is_out_of_memory
+from videogn.engine.arithmetic import autocast
+from videogn.engine.device_memory import is_out_of_memory
 from videogn.engine.precise_bn import Buffers
-from videogn.engine.validation import autocast
 from videogn.errors import first_line
 
 WARMUP_PASSES = 11

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from videogn.data.transforms import normalize
 from videogn.engine.allocations import Allocations, MetaAutocast, tensor_bytes
+from videogn.engine.arithmetic import dtype_of
+from videogn.engine.device_memory import available_bytes, gib, is_out_of_memory
 from videogn.engine.optim import build_optimizer
 from videogn.errors import RunError
 from videogn.models.build import build_network
@@ -27,19 +28,6 @@ from videogn.models.execution import EAGER, Execution
 from videogn.models.formats import VIDEO
 from videogn.models.spec import NetworkSpec
 from videogn.models.summary import meta_network
-
-PRECISIONS: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""Name -> the type that autocast computes convolutions in."""
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type of a precision's tensors: tf32 is a way to compute with float32 ones."""
-    return torch.float32 if precision == "tf32" else PRECISIONS[precision]
-
 
 TRACED_BATCHES = (2, 3)
 """Batches whose steps are played through; not 1, of which batch norm may have a single value."""
@@ -54,9 +42,6 @@ on an H200 (benchmarks/compute_nvidia-h200_2026-11-26.md), reserved to allocated
 BESIDE_GRAPHS = 0.2
 """What else a device should have for each byte of a step: validation cannot use what graphs keep,
 and its passes keep nothing for a backward pass. Assumed, not measured."""
-
-OUT_OF_MEMORY = ("_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "[CUDA]: out of memory")
-"""How cuDNN and cuBLAS, CUDA itself and Triton say it, in errors of no type of its own."""
 
 GB = 10**9
 CARDS_GB = (16, 24, 40, 80, 141)
@@ -296,13 +281,6 @@ def state_bytes(network: nn.Module, *, averaged: bool = False) -> int:
     return copies * sum(map(tensor_bytes, held)) + 2 * sum(map(tensor_bytes, trained))
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory of the device that is free or already this process's own."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
-    return int(psutil.virtual_memory().available)
-
-
 def measure_step(
     spec: NetworkSpec,
     clip: tuple[int, int, int],
@@ -337,13 +315,6 @@ def measure_step(
         torch.cuda.empty_cache()
     step = predict_memory(spec, clip, precision, device=device.type, execution=execution)
     raise out_of_memory(MemoryPlan(step, clips_per_gpu, available))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has too little memory, by torch or by its libraries."""
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in str(error) for words in OUT_OF_MEMORY
-    )
 
 
 def out_of_memory(plan: MemoryPlan, what: str = "a step", *, graphs: bool = False) -> RunError:
@@ -483,8 +454,3 @@ def _highest(lines: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 def _clips(count: int) -> str:
     return f"{count} {'clip' if count == 1 else 'clips'}"
-
-
-def gib(count: int) -> str:
-    """Bytes as text."""
-    return f"{count / 2**30:.2f} GiB"

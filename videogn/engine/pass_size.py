@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from videogn.engine.allocations import Allocations, MetaAutocast
-from videogn.engine.memory import available_bytes, dtype_of
+from videogn.engine.arithmetic import dtype_of
+from videogn.engine.device_memory import available_bytes
 from videogn.models.summary import on_meta
 
 SHARE = 0.7

@@ -14,9 +14,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from videogn.engine.arithmetic import autocast, dtype_of
 from videogn.engine.graphs import fault_after, same_stream
 from videogn.engine.pass_size import Measure, PassSize
-from videogn.engine.validation import PRECISIONS, autocast
 from videogn.errors import RunError, first_line
 
 REPEATS = 3
@@ -77,7 +77,7 @@ class Replays:
         self._format = memory_format
         self._pass_size = pass_size
         self._report = report
-        self._dtype = PRECISIONS.get(precision, torch.float32)
+        self._dtype = dtype_of(precision)
         self._memory = torch.empty(0, dtype=self._dtype, device=device)
         self._passes: Counter[Shape] = Counter()
         self._graphs: dict[Shape, Replay] = {}

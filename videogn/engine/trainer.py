@@ -17,6 +17,7 @@ from videogn.config import TrainConfig
 from videogn.data.transforms import normalize
 from videogn.distributed import World, gather_over_ranks, sum_over_ranks
 from videogn.engine.ahead import Ahead, Batch
+from videogn.engine.arithmetic import autocast, dtype_of
 from videogn.engine.checkpoint import Trained, TrainingState, save_checkpoint, save_weights
 from videogn.engine.meter import Meter
 from videogn.engine.mixing import Mixing
@@ -26,7 +27,7 @@ from videogn.engine.plan import TrainPlan
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.report.percentiles import draw_percentiles
 from videogn.engine.runs import RunFolder, RunLog
-from videogn.engine.validation import PRECISIONS, Validation, autocast, report_validation
+from videogn.engine.validation import Validation, report_validation
 from videogn.errors import RunError
 from videogn.models.norm import use_native_sync
 from videogn.models.spec import WeightInfo
@@ -188,7 +189,7 @@ def input_dtype(recipe: TrainConfig, device: torch.device, *, mixed: bool) -> to
     """Of the clips that the network is called with."""
     if device.type == "cuda" and not mixed:
         # Rounded as autocast would, and never written in float32.
-        return PRECISIONS.get(recipe.precision, torch.float32)
+        return dtype_of(recipe.precision)
     return torch.float32
 
 

@@ -17,13 +17,12 @@ from videogn.distributed import (
     gather_over_ranks,
     sum_over_ranks,
 )
+from videogn.engine.arithmetic import autocast
 from videogn.engine.checkpoint import TrainingState
 from videogn.engine.metrics import Tally
 from videogn.engine.runs import RunFolder, RunLog
 from videogn.errors import RunError
 from videogn.models.spec import WeightInfo
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,6 @@ class Validation:
     tally: Tally
     failures: list[tuple[str, str]]
     seconds: float
-
-
-def autocast(device: torch.device, precision: str, *, cache_enabled: bool = True) -> torch.autocast:
-    """bf16 or fp16 autocast of the forward pass, or none.
-
-    Args:
-        cache_enabled: whether a weight that is used twice is cast once.
-    """
-    dtype = PRECISIONS.get(precision)
-    return torch.autocast(
-        device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cache_enabled
-    )
 
 
 def validate(
