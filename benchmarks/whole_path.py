@@ -81,6 +81,7 @@ def measured(words: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(Path(folder) / "runs", words, sizes, World(0, 1, device))
         for form in words.forms:
             found[form] = bench.form(form, lists[form])
+            say(f"{form}: {json.dumps(found[form])}")  # should the run be cut off
         found["network"] = bench.network(lists["plain"])
         found["peers"] = peers(lists["prepared"], sizes, device)
     return found
