@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -382,9 +383,9 @@ def test_autocast_keeps_the_dtype_of_x(device: torch.device) -> None:
 def test_operators_keep_torchs_rules(device: torch.device, residual: bool, relu: bool) -> None:
     layer = draw(Case((1, 4, 1, 2, 3), 2, residual=residual), device)
     mean, rstd = norm._norm_stats(layer.x.detach(), 2, False, 1e-5)
-    torch.library.opcheck(norm._norm_stats, (layer.x.detach(), 2, False, 1e-5))
+    opcheck(norm._norm_stats, (layer.x.detach(), 2, False, 1e-5))
     arguments = (layer.x, mean, rstd, layer.weight, layer.bias, layer.residual, relu, False)
-    torch.library.opcheck(norm._norm_act, arguments)
+    opcheck(norm._norm_act, arguments)
 
 
 @pytest.mark.parametrize("relu", [True, False])

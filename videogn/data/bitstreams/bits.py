@@ -52,6 +52,22 @@ def units_of(content: bytes, length_bytes: int) -> list[bytes]:
     return units
 
 
+def sized_units(record: bytes, place: int, count: int) -> tuple[list[bytes], int]:
+    """Units of a stream's headers, two bytes of size before each, and the place behind them.
+
+    Raises:
+        ValueError: the record ends before them.
+    """
+    units = []
+    for _ in range(count):
+        size = int.from_bytes(record[place : place + 2], "big")
+        units.append(record[place + 2 : place + 2 + size])
+        place += 2 + size
+    if place > len(record) or not all(units):
+        raise ValueError("they end early")
+    return units, place
+
+
 class Count:
     """The order count of pictures, of which packets hold the low bits (H.264, 8.2.1.1)."""
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from videogn.data.bitstreams.bits import Bits, Count, unescaped, units_of
+from videogn.data.bitstreams.bits import Bits, Count, sized_units, unescaped, units_of
 from videogn.data.bitstreams.pictures import Picture, UncertainError
 
 
@@ -75,16 +75,10 @@ class H264:
 
 def _parameter_sets(extradata: bytes) -> list[bytes]:
     """The sequence and picture headers of an avcC record (ISO 14496-15, 5.3.3.1)."""
-    units, place = [], 5
+    units, place = list[bytes](), 5
     for mask in (31, 255):
-        count = extradata[place] & mask
-        place += 1
-        for _ in range(count):
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            units.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
-    if place > len(extradata) or not all(units):
-        raise ValueError("they end early")
+        found, place = sized_units(extradata, place + 1, extradata[place] & mask)
+        units += found
     return units
 
 

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from videogn.data.bitstreams.bits import Bits, Count, unescaped, units_of
+from videogn.data.bitstreams.bits import Bits, Count, sized_units, unescaped, units_of
 from videogn.data.bitstreams.pictures import PERIOD, Picture, UncertainError
 
 
@@ -112,14 +112,9 @@ def _hevc_extra_bits(unit: bytes) -> int:
 
 def _hevc_sets(extradata: bytes) -> list[bytes]:
     """The parameter sets of an hvcC record (ISO 14496-15, 8.3.3.1)."""
-    units, place = [], 23
+    units, place = list[bytes](), 23
     for _ in range(extradata[22]):
         count = int.from_bytes(extradata[place + 1 : place + 3], "big")
-        place += 3
-        for _ in range(count):
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            units.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
-    if place > len(extradata) or not all(units):
-        raise ValueError("they end early")
+        found, place = sized_units(extradata, place + 3, count)
+        units += found
     return units
