@@ -315,7 +315,7 @@ def _act_backward(
     grad = grad.contiguous(memory_format=memory_format)
     over_batch = _is_over_batch(x, mean)
     plan = plan_of(x, memory_format, over_batch)
-    kernels = kernels_for("norm_triton", x.device)
+    kernels = kernels_for("norm_backward_triton", x.device)
     num_groups = mean.shape[1]
     per_group = plan.channels // num_groups
     mask = 0 if not relu else 1 if y is None else 2
