@@ -1,4 +1,4 @@
-"""How torch's allocator shares out a GPU's memory; told by the environment, before torch asks."""
+"""How torch's allocators ask for memory; told by the environment, before torch looks there."""
 
 import os
 from collections.abc import MutableMapping
@@ -15,3 +15,12 @@ def let_segments_grow(environment: MutableMapping[str, str] = os.environ) -> Non
     """
     if not any(name in environment for name in OPTIONS):
         environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def let_pages_be_large(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let torch ask Linux for pages of 2 MiB for large tensors of a CPU, unless the user decides.
+
+    A pass of a network gives its memory back and gets it anew, page after page filled with zeros:
+    with pages of 4 KiB up to a fifth of the time that a CPU takes for a view.
+    """
+    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from videogn.allocator import let_segments_grow
+from videogn.allocator import let_pages_be_large, let_segments_grow
 from videogn.errors import UserError
 from videogn.parents import end_with_launcher
 from videogn.ranks import speaking_rank
@@ -55,6 +55,8 @@ def entry() -> NoReturn:
         # Before torch is imported, which takes seconds.
         stop_request.install()
     let_segments_grow()
+    if sys.argv[1:2] in (["test"], ["features"]):
+        let_pages_be_large()
     end_with_launcher()
     code = main()
     if speaking_rank() is not None:

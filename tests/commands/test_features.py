@@ -35,7 +35,7 @@ def error_of(capsys, *words: object) -> str:
 def test_features_are_those_the_classifier_sees(trained, capsys) -> None:
     """Without crops and at one location, the classifier of the mean feature is the mean logit."""
     setup, run = trained
-    command = [str(run / "config.yaml"), "--checkpoint", str(run)]
+    command = [str(run / "config.yaml"), "--checkpoint", str(run), "test.precision=fp32"]
     assert main(["features", *command, "--views"]) == 0
     assert "features of 32 channels of 7 of 7 videos" in capsys.readouterr().out
     found = features_of(run / "test" / "features.npz")
@@ -59,7 +59,8 @@ def test_features_equal_a_recomputation_by_hand(trained) -> None:
     """The output of the last stage, caught by a hook, of frames decoded here, at their own size."""
     setup, run = trained
     out = run.parent / "by_hand.npz"
-    words = ["--views", "--out", str(out), "clip.short_side_min=64", "clip.short_side_max=64"]
+    sizes = ["clip.short_side_min=64", "clip.short_side_max=64"]
+    words = ["--views", "--out", str(out), "test.precision=fp32", *sizes]
     command = ["features", str(run / "config.yaml"), "--checkpoint", str(run)]
     assert main([*command, *words]) == 0
     found = features_of(out)

@@ -153,6 +153,29 @@ def test_a_gpu_that_emulates_bf16_computes_in_fp32(tiny, monkeypatch) -> None:
     assert test_parts._precision("fp16") == "fp16"
 
 
+def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for has_bf16, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(test_parts, "cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        assert test_parts._precision("auto") == expected
+    assert test_parts._precision("bf16") == "bf16"
+
+
+def test_auto_on_a_cpu_with_bf16_is_near_fp32(tiny, trained: Path, monkeypatch) -> None:
+    """The whole command, emulated where the CPU has no bf16."""
+    monkeypatch.setattr(test_parts, "cpu_has_bf16", lambda: True)
+    command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    found = {}
+    for precision in ("auto", "fp32"):
+        out = tiny.folder / precision
+        assert main([*command, "--out", str(out), f"test.precision={precision}"]) == 0
+        found[precision] = results_of(out)
+    assert found["auto"][0]["precision"] == "bf16"
+    assert found["fp32"][0]["precision"] == "fp32"
+    halves, full = (found[name][1]["clip_probs"] for name in ("auto", "fp32"))
+    assert 0 < abs(halves - full).max() < 2e-2
+
+
 def test_crops_and_centre(tiny, trained: Path) -> None:
     command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
     assert main([*command, "--out", str(tiny.folder / "a"), "test.num_crops=3"]) == 0

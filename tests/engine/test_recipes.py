@@ -34,7 +34,7 @@ CLIP = (8, 64, 64)
 
 
 def chosen(wanted: str = "auto", precision: str = "fp32", **changes: object) -> recipes.Choice:
-    facts = {"view": VIEW, "num_views": LONG} | changes
+    facts = {"view": VIEW, "num_views": LONG, "norm": "gn"} | changes
     return choose_recipe(wanted, precision, CPU, **facts)  # type: ignore[arg-type]
 
 
@@ -48,6 +48,25 @@ def test_auto_compiles_long_tests_of_one_size(monkeypatch: pytest.MonkeyPatch) -
     assert chosen() == recipes.Choice("compiled")
     assert chosen(num_views=LONG - 1) == recipes.Choice("views")
     assert chosen(view=None) == recipes.Choice("views")
+
+
+@pytest.mark.parametrize(
+    ("norm", "precision", "recipe"),
+    [
+        ("gn", "bf16", "views"),
+        ("ln", "bf16", "views"),
+        ("bn", "bf16", "compiled"),
+        ("gn", "tf32", "compiled"),
+        ("none", "bf16", "compiled"),
+    ],
+)
+def test_group_norms_of_halves_are_not_compiled(
+    norm: str, precision: str, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "compiler_fault", lambda: None)
+    monkeypatch.setattr(recipes, "cpu_has_bf16", lambda: True)
+    assert chosen(norm=norm, precision=precision) == recipes.Choice(recipe)
+    assert chosen("compiled", norm=norm, precision=precision).recipe == "compiled"
 
 
 def test_auto_falls_back_and_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +164,10 @@ def test_tf32_is_fp32_on_a_cpu() -> None:
 
 def test_gpus_have_no_recipes() -> None:
     gpu = torch.device("cuda")
-    assert choose_recipe("auto", "bf16", gpu, view=VIEW, num_views=LONG).recipe == "eager"
+    facts = {"view": VIEW, "num_views": LONG, "norm": "bn"}
+    assert choose_recipe("auto", "bf16", gpu, **facts).recipe == "eager"  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"test\.recipe=views is for CPUs"):
-        choose_recipe("views", "bf16", gpu, view=VIEW, num_views=LONG)
+        choose_recipe("views", "bf16", gpu, **facts)  # type: ignore[arg-type]
 
 
 def trained(norm: str, depths: tuple[int, ...] = (1, 1)) -> nn.Module:
@@ -198,6 +218,24 @@ def test_views_in_bf16_are_within_its_rounding(norm: str) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             (found,) = pooled_features(network)(clips.contiguous(memory_format=LAST))
     assert relative(found, expected) < 6e-3
+
+
+@pytest.mark.parametrize("recipe", ["eager", "views"])
+@pytest.mark.parametrize("norm", ["bn", "gn"])
+def test_weights_rounded_once_give_the_bits_of_autocast(norm: str, recipe: str) -> None:
+    network, view = trained(norm), (4, 32, 32)
+    once = copy.deepcopy(network)
+    clips = torch.randn(2, 3, *view)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        layout = make_ready(network, recipe, view)
+        expected = class_scores(network)(clips.contiguous(memory_format=layout))
+        make_ready(once, recipe, view, "bf16")
+        found = class_scores(once)(clips.bfloat16().contiguous(memory_format=layout))
+    weights = [m.weight.dtype for m in once.modules() if isinstance(m, (nn.Conv3d, nn.Linear))]
+    assert set(weights) == {torch.bfloat16}
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, two)
 
 
 def test_a_network_of_images_stays_as_it_is() -> None:

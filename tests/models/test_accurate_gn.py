@@ -3,10 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from videogn.models import accurate_gn
-from videogn.models.accurate_gn import FORMATS, accurate_group_norm, wants_accuracy
+from videogn.models.accurate_gn import (
+    FORMATS,
+    accurate_group_norm,
+    add_and_clamp,
+    wants_accuracy,
+)
 from videogn.models.norm import GroupNorm, is_norm, make_norm
 
 SHAPES = [(2, 64, 4, 14, 14), (1, 32, 3, 5, 7), (3, 64, 9, 8), (1, 64, 8, 56, 56)]
@@ -87,6 +94,93 @@ def test_gradients_hold_at_large_means(mean: float) -> None:
     for one, two in ((layer.weight, other.weight), (layer.bias, other.bias)):
         assert one.grad is not None
         torch.testing.assert_close(one.grad.double(), two.grad, rtol=1e-4, atol=1e-3)
+
+
+RESIDUALS = ["none", "last", "contiguous", "bf16"]
+
+
+@given(
+    num_clips=st.integers(1, 3),
+    channels=st.sampled_from([8, 24, 64]),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(2, 9)),
+    mean=st.sampled_from(MEANS),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    kind=st.sampled_from(RESIDUALS),
+    relu=st.booleans(),
+    overwrite=st.booleans(),
+    rows=st.integers(1, 200),
+)
+def test_residual_and_relu_behind_the_norm(
+    num_clips: int,
+    channels: int,
+    size: tuple[int, int, int],
+    mean: float,
+    dtype: torch.dtype,
+    kind: str,
+    relu: bool,
+    overwrite: bool,
+    rows: int,
+) -> None:
+    mean = min(mean, 1e3) if dtype == torch.float16 else mean
+    x, layer = last(made((num_clips, channels, *size), mean, dtype)), layer_of(channels)
+    expected, residual = exact(x, layer), None
+    if kind != "none":
+        residual = made(tuple(x.shape), 0.0, torch.bfloat16 if kind == "bf16" else dtype)
+        residual = residual if kind == "contiguous" else last(residual)
+        expected = expected + residual.double()
+    expected = expected.relu() if relu else expected
+    wide = wants_accuracy(x)
+    before = x.clone(memory_format=torch.preserve_format)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accurate_gn, "BLOCK", rows * channels)
+        found = accurate_group_norm(
+            x,
+            GROUPS,
+            layer.weight,
+            layer.bias,
+            layer.eps,
+            residual=residual,
+            relu=relu,
+            overwrite=overwrite,
+        )
+    assert found.dtype == dtype
+    assert torch.equal(found, x) if overwrite else torch.equal(before, x)
+    if wide:
+        assert found.is_contiguous(memory_format=FORMATS[5])
+    # One rounding of the norm's output, and one of the sum.
+    rounding = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    atol = 1e-5 if dtype == torch.float32 else 8 * rounding
+    torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=atol)
+
+
+def test_gradients_go_through_residual_and_relu() -> None:
+    x, layer = made(SHAPES[0], 1e3), layer_of(64)
+    residual = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    mine, beside = last(x).requires_grad_(), residual.clone().requires_grad_()
+    affine = (GROUPS, layer.weight, layer.bias, layer.eps)
+    found = accurate_group_norm(mine, *affine, residual=beside, relu=True, overwrite=True)
+    found.square().sum().backward()
+    truth, other = x.double().requires_grad_(), residual.double().requires_grad_()
+    (exact(truth, layer) + other).relu().square().sum().backward()
+    assert torch.equal(mine, x)
+    for one, two in ((mine, truth), (beside, other)):
+        assert one.grad is not None
+        assert two.grad is not None
+        torch.testing.assert_close(one.grad.double(), two.grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last_3d, torch.contiguous_format])
+@pytest.mark.parametrize("relu", [True, False])
+def test_sums_are_written_over_their_first_term(
+    relu: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accurate_gn, "BLOCK", 64 * 30)
+    x, residual = made(SHAPES[0], 0.0), made(SHAPES[0], 0.5)
+    place = x.clone(memory_format=memory_format)
+    found = add_and_clamp(place, residual, relu)
+    assert found.data_ptr() == place.data_ptr()
+    assert torch.equal(found, (x + residual).relu() if relu else x + residual)
+    assert torch.equal(add_and_clamp(last(x), None, relu), x.relu() if relu else x)
 
 
 def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:

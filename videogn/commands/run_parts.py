@@ -28,7 +28,7 @@ from videogn.data.shard_order import shard_order
 from videogn.data.transforms import normalize
 from videogn.data.workers import Workers
 from videogn.distributed import World, any_rank
-from videogn.engine.arithmetic import autocast
+from videogn.engine.arithmetic import autocast, dtype_of
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
 from videogn.engine.compute import Machine, choose_execution, uses_graphs
 from videogn.engine.memory import MemoryPlan, check_memory
@@ -41,6 +41,7 @@ from videogn.engine.runs import RunFolder
 from videogn.engine.trainer import Run, ValidateNow, input_dtype, set_training, wrap_for_ranks
 from videogn.engine.validation import Validation, validate
 from videogn.errors import ConfigError
+from videogn.models.cpu_halves import make_sound
 from videogn.models.execution import Execution
 from videogn.models.spec import NetworkSpec, WeightInfo
 from videogn.models.weights import WeightFile, load_backbone
@@ -94,6 +95,8 @@ def build_run(
         load_backbone(network, prepared.info.spec, prepared.weights)
     execution = execution_on(prepared, world)
     network, layout = execution.apply(network, world.device), execution.memory_format
+    if world.device.type == "cpu" and dtype_of(config.train.precision) != torch.float32:
+        make_sound(network)
     freeze(network, config.train.freeze)
     if config.train.percentile_layer is not None:
         find_layer(network, config.train.percentile_layer, form=str(execution))

@@ -44,7 +44,7 @@ from videogn.engine.evaluator import Scorer, VideoScore
 from videogn.engine.journal import Journal
 from videogn.engine.lock import run_lock
 from videogn.engine.pass_size import Measure, make_pass_size
-from videogn.engine.recipes import Choice, choose_recipe, compiled, make_ready
+from videogn.engine.recipes import Choice, choose_recipe, compiled, cpu_has_bf16, make_ready
 from videogn.engine.replays import Replays
 from videogn.engine.runs import RunFolder
 from videogn.engine.scoring import Listed, ReadingClock, score_list
@@ -130,8 +130,11 @@ def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
 def _precision(wanted: str) -> str:
     if wanted != "auto":
         return wanted
-    # Older GPUs emulate it, which is slower than fp32.
-    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older ones emulate it, which is slower than fp32.
+    if torch.cuda.is_available():
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = cpu_has_bf16()
     return "bf16" if has_bf16 else "fp32"
 
 
@@ -146,6 +149,7 @@ def _recipe(config: Config, precision: str, num_videos: int) -> Choice:
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         view=None if whole else (config.clip.num_frames, side, side),
         num_views=num_videos * views.num_clips * views.num_crops,
+        norm=config.model.norm,
     )
 
 
@@ -369,7 +373,7 @@ def _make_ready(
     config, size = prepared.config, prepared.config.clip.crop_size
     view = (config.clip.num_frames, size, size)
     if device.type == "cpu":
-        return make_ready(network, prepared.choice.recipe, view), False
+        return make_ready(network, prepared.choice.recipe, view, prepared.precision), False
     # The training's choice of what to compute again is none of the test's.
     machine = Machine.of(device)
     execution = choose_execution(

@@ -181,8 +181,7 @@ class Scorer:
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _measured(self, views: Tensor) -> tuple[Tensor, ...]:
-        # As autocast would round them.
-        dtype = dtype_of(self.precision) if self.device.type == "cuda" else torch.float32
+        dtype = dtype_of(self.precision)  # as autocast would round them
         replay = None if self.replays is None else self.replays.of(views.shape)
         place = None if replay is None else replay.views
         clips = normalize(views, self.mean, self.std, self.memory_format, dtype, out=place)

@@ -17,10 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from videogn.engine.arithmetic import dtype_of
 from videogn.engine.evaluator import fastest_format
 from videogn.engine.pass_size import Measure
 from videogn.errors import RunError, UserError, first_line
-from videogn.models.folding import fold_batch_norms
+from videogn.models.cpu_halves import make_sound
+from videogn.models.folding import CONVOLUTION_TYPES, fold_batch_norms
+from videogn.models.in_place import work_in_place
+from videogn.models.norm import GROUP_NORMS
 from videogn.models.views import LAST, use_views
 
 COMPILE_PAYS = 1_000_000_000
@@ -29,6 +33,10 @@ several times over."""
 
 COMPILER_SECONDS = 60
 """For a few lines, which take a second; then the compiler counts as broken."""
+
+
+ROUNDED = (*CONVOLUTION_TYPES, nn.Linear)
+"""Layers whose weights autocast takes in the lower precision."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ def choose_recipe(
     *,
     view: tuple[int, int, int] | None,
     num_views: int,
+    norm: str,
 ) -> Choice:
     """The recipe of a test: the same on every rank, and when the test is started again.
 
@@ -59,6 +68,7 @@ def choose_recipe(
         precision: fp32, tf32, bf16 or fp16.
         view: (T, H, W) of all views; None where sizes differ.
         num_views: of the whole list, whatever is scored already.
+        norm: of the network, a key of :data:`videogn.models.norm.NORMS`.
 
     Raises:
         UserError: the recipe that is asked for cannot be had here.
@@ -73,6 +83,9 @@ def choose_recipe(
     if wanted != "auto":
         return Choice(wanted, notes)
     if view is None or num_views * view[0] * view[1] * view[2] < COMPILE_PAYS:
+        return Choice("views", notes)
+    # Where group norms read halves, the compiler's code for them is slower than ours.
+    if dtype_of(precision) != torch.float32 and norm in GROUP_NORMS:
         return Choice("views", notes)
     fault = compiler_fault()
     if fault is None:
@@ -146,7 +159,9 @@ def cpu_has_bf16() -> bool:
     return any(bool(getattr(cpu, name, lambda: False)()) for name in asked)
 
 
-def make_ready(network: nn.Module, recipe: str, view: tuple[int, int, int]) -> torch.memory_format:
+def make_ready(
+    network: nn.Module, recipe: str, view: tuple[int, int, int], precision: str = "fp32"
+) -> torch.memory_format:
     """Change a network into what a recipe computes with: batch norms folded, channels last.
 
     The compiler has no use for convolutions as views: with weights frozen for 3D ones it is faster.
@@ -154,14 +169,23 @@ def make_ready(network: nn.Module, recipe: str, view: tuple[int, int, int]) -> t
     Args:
         network: in evaluation mode from here on.
         view: (T, H, W) of a clip that it takes.
+        precision: of autocast, within which it is to be called. What autocast would round in every
+            pass is rounded once.
 
     Returns:
         The order in memory that its clips shall have.
     """
     fold_batch_norms(network, view)
+    if dtype_of(precision) != torch.float32:
+        for module in network.modules():
+            if isinstance(module, ROUNDED):
+                module.to(dtype_of(precision))
     layout = fastest_format(network)
     if recipe == "views":
         use_views(network)
+        work_in_place(network)
+    if dtype_of(precision) != torch.float32:
+        make_sound(network)
     if recipe != "eager" and any(isinstance(part, nn.Conv3d) for part in network.modules()):
         layout = LAST
     network.to(memory_format=layout)

@@ -13,6 +13,10 @@ BATCH_NORM_TYPES = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm)
 CONVOLUTION_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+class Folded(nn.Identity):
+    """What is in the place of a batch norm that is part of a convolution now."""
+
+
 def fold_batch_norms(network: nn.Module, view: tuple[int, int, int]) -> int:
     """Fold every batch norm whose input is the output of a convolution; the network is changed.
 
@@ -31,7 +35,7 @@ def fold_batch_norms(network: nn.Module, view: tuple[int, int, int]) -> int:
     for convolution, norm in pairs:
         _fold(network.get_submodule(convolution), network.get_submodule(norm))
         parent, _, name = norm.rpartition(".")
-        setattr(network.get_submodule(parent), name, nn.Identity())
+        setattr(network.get_submodule(parent), name, Folded())
     return len(pairs)
 
 

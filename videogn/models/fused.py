@@ -203,17 +203,21 @@ def fuse(network: nn.Module, recompute: str = "none") -> int:
     Returns:
         How many residual blocks were exchanged.
     """
-    _replace(network, _fused_layer)
-    return _replace(network, lambda module: _fused_whole(module, recompute))
+    exchange(network, _fused_layer)
+    return exchange(network, lambda module: twin_of_whole(module, FUSED_NORMS, recompute))
 
 
-def _replace(parent: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]) -> int:
-    """Exchange the modules below ``parent`` that have a twin; those inside of one stay."""
+def exchange(parent: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Exchange the modules below ``parent`` that have a twin; those inside of one stay.
+
+    Returns:
+        How many residual blocks were exchanged.
+    """
     count = 0
     for name, child in list(parent.named_children()):
         twin = twin_of(child)
         if twin is None:
-            count += _replace(child, twin_of)
+            count += exchange(child, twin_of)
             continue
         twin.train(child.training)
         setattr(parent, name, twin)
@@ -223,23 +227,31 @@ def _replace(parent: nn.Module, twin_of: Callable[[nn.Module], nn.Module | None]
 
 def _fused_layer(module: nn.Module) -> nn.Module | None:
     if type(module) in PLAIN_GROUP_NORMS and module.affine:
-        return _as(FusedGroupNorm, module)
+        return as_kind(FusedGroupNorm, module)
     if type(module) is nn.BatchNorm3d and _is_usual(module):
-        return _as(FusedBatchNorm, module)
+        return as_kind(FusedBatchNorm, module)
     if type(module) is nn.MaxPool3d and _plain_pool(module):
-        return _as(FusedMaxPool, module)
+        return as_kind(FusedMaxPool, module)
     return None
 
 
-def _fused_whole(module: nn.Module, recompute: str) -> nn.Module | None:
-    if _is_plain_stem(module):
+def twin_of_whole(
+    module: nn.Module, norms: tuple[type[nn.Module], ...], recompute: str = "none"
+) -> nn.Module | None:
+    """The twin of a stem or residual block; None of anything else.
+
+    Args:
+        norms: the types whose layers take a residual and ReLU.
+        recompute: one of :data:`RECOMPUTE`.
+    """
+    if _is_plain_stem(module, norms):
         return FusedStem(module)
-    if _is_plain_block(module):
+    if _is_plain_block(module, norms):
         return FusedBlock(module, recompute)
     return None
 
 
-def _as(kind: type[Module], module: nn.Module) -> Module:
+def as_kind(kind: type[Module], module: nn.Module) -> Module:
     """A module as another class of the same parameters, buffers and settings."""
     twin = kind.__new__(kind)
     twin.__dict__.update(module.__dict__)
@@ -262,25 +274,25 @@ def _triple(value: Any) -> tuple[int, int, int]:
     return (int(first), int(second), int(third))
 
 
-def _is_plain_stem(module: Any) -> bool:
+def _is_plain_stem(module: Any, norms: tuple[type[nn.Module], ...]) -> bool:
     return (
         type(module).__name__ == "ResNetBasicStem"
-        and isinstance(module.norm, FUSED_NORMS)
+        and isinstance(module.norm, norms)
         and isinstance(module.activation, nn.ReLU)
     )
 
 
-def _is_plain_block(module: Any) -> bool:
+def _is_plain_block(module: Any, norms: tuple[type[nn.Module], ...]) -> bool:
     """Whether a block is conv, norm, ReLU twice, conv and norm, a sum and a ReLU."""
     if type(module).__name__ != "ResBlock" or type(module.branch2).__name__ != "BottleneckBlock":
         return False
     parts = module.branch2
-    norms = [parts.norm_a, parts.norm_b, parts.norm_c]
+    layers = [parts.norm_a, parts.norm_b, parts.norm_c]
     if module.branch1_conv is not None:
-        norms.append(module.branch1_norm)
+        layers.append(module.branch1_norm)
     acts = [parts.act_a, parts.act_b, module.activation]
     return (
-        all(isinstance(norm, FUSED_NORMS) for norm in norms)
+        all(isinstance(layer, norms) for layer in layers)
         and all(isinstance(act, nn.ReLU) for act in acts)
         and _adds(module.branch_fusion)
     )

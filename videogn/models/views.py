@@ -27,13 +27,22 @@ CHANNEL_STEP = 8
 
 
 class RowsConv3d(nn.Conv3d):
-    """1x1x1 kernels as one matrix product over all positions."""
+    """1x1x1 kernels as one matrix product over all positions.
+
+    On a CPU as a 2D convolution of one image of them: oneDNN's code for those is up to twice as
+    fast as the matrix products of float32, and as fast in bfloat16.
+    """
 
     def forward(self, video: Tensor) -> Tensor:
         """(N, C, T, H, W) -> (N, O, T', H', W') with its channels last."""
-        rows = _last(video)
-        out = F.linear(rows.reshape(-1, rows.shape[-1]), _matrix(self.weight), self.bias)
-        return out.view(*rows.shape[:-1], -1).permute(0, 4, 1, 2, 3)
+        places, matrix = _last(video), _matrix(self.weight)
+        if video.device.type == "cpu":
+            image = places.reshape(1, -1, 1, places.shape[-1]).permute(0, 3, 1, 2)
+            found = F.conv2d(image, matrix[:, :, None, None], self.bias)
+            out = found.permute(0, 2, 3, 1).contiguous()
+        else:
+            out = F.linear(places.reshape(-1, places.shape[-1]), matrix, self.bias)
+        return out.view(*places.shape[:-1], -1).permute(0, 4, 1, 2, 3)
 
 
 class FramesConv3d(nn.Conv3d):
