@@ -45,9 +45,10 @@ def main() -> None:
         # Before Triton is imported: that is when it is read.
         os.environ["TRITON_INTERPRET"] = "1"
     # As the toolkit's commands do; for all forms alike.
-    from videogn.allocator import let_segments_grow
+    from videogn.allocator import let_pages_be_large, let_segments_grow
 
     let_segments_grow()
+    let_pages_be_large()
     bench = make_bench(words)
     from compute_parts.page import versions
 

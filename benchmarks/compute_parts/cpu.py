@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from compute_parts.networks import CONTIGUOUS, LAST, LAYOUTS, Form, built, initialised
 from compute_parts.scale import Bench
 from compute_parts.timing import Failure, attempt, free
-from videogn.engine.recipes import compiled
-from videogn.models.folding import fold_batch_norms
+from videogn.engine.arithmetic import autocast
+from videogn.engine.evaluator import class_scores
+from videogn.engine.recipes import choose_recipe, compiled, cpu_has_bf16, make_ready
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,14 @@ class Recipe:
     """How a CPU infers.
 
     Attributes:
-        views: convolutions as zero-copy 2D convolutions, and BN folded.
-        dtype: of weights and clips.
-        compiled: with its weights frozen into the code.
+        ours: ``test.recipe`` of the toolkit; None for torch alone.
+        dtype: of weights and clips; of ours, of autocast.
+        compiled: by torch.compile, with its weights frozen into the code.
     """
 
     name: str
     memory_format: torch.memory_format = LAST
-    views: bool = False
+    ours: str | None = None
     dtype: torch.dtype = torch.float32
     compiled: bool = False
 
@@ -43,14 +44,14 @@ EAGER = Recipe("eager fp32 contiguous", CONTIGUOUS)
 RECIPES = [
     EAGER,
     Recipe("channels last fp32"),
-    Recipe("2D views fp32", views=True),
     Recipe("channels last bf16", dtype=HALF),
-    Recipe("2D views bf16", views=True, dtype=HALF),
     Recipe("contiguous fp32 compiled", CONTIGUOUS, compiled=True),
-    Recipe("channels last fp32 compiled", compiled=True),
-    Recipe("2D views fp32 compiled", views=True, compiled=True),
     Recipe("channels last bf16 compiled", dtype=HALF, compiled=True),
-    Recipe("2D views bf16 compiled", views=True, dtype=HALF, compiled=True),
+    Recipe("test.recipe=eager fp32", ours="eager"),
+    Recipe("test.recipe=views fp32", ours="views"),
+    Recipe("test.recipe=views bf16", ours="views", dtype=HALF),
+    Recipe("test.recipe=compiled fp32", ours="compiled", compiled=True),
+    Recipe("test.recipe=compiled bf16", ours="compiled", dtype=HALF, compiled=True),
 ]
 TRAINED = [
     Form("bn", precision="fp32"),
@@ -60,12 +61,6 @@ TRAINED = [
     Form("gn", precision="fp32"),
     Form("gn", memory_format=LAST, convolutions="2d", precision="fp32"),
 ]
-
-
-def cpu_has_bf16() -> bool:
-    """Whether bf16 is multiplied by instructions; without, it takes thirty times as long."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def measure_recipes(bench: Bench, view: tuple[int, int, int], with_compiler: bool) -> None:
@@ -83,12 +78,23 @@ def measure_recipes(bench: Bench, view: tuple[int, int, int], with_compiler: boo
         network = initialised(bench, norm, "pv32").eval()
         clip = torch.randn(1, 3, *view)
         compare(bench, network, clip, recipes, view[1])
+        say_choice(bench, norm, view, halves)
         # Of one class only eight networks are compiled; what comes then would run plainly.
         torch.compiler.reset()
         free()
     if not halves:
         bench.page.say()
         bench.page.say("This CPU has no bf16 instructions: bf16 recipes are unmeasured.")
+
+
+def say_choice(bench: Bench, norm: str, view: tuple[int, int, int], halves: bool) -> None:
+    """What ``auto`` takes for a long test."""
+    for precision in ("fp32", "bf16") if halves else ("fp32",):
+        choice = choose_recipe(
+            "auto", precision, bench.device, view=view, num_views=10**9, norm=norm
+        )
+        bench.page.say()
+        bench.page.say(f"auto, {norm.upper()}, {precision}: {choice.recipe}")
 
 
 def compare(
@@ -126,32 +132,45 @@ def note(bench: Bench, norm: str, recipe: Recipe, speed: float) -> None:
 
 def inferring(network: nn.Module, clip: Tensor, recipe: Recipe) -> Callable[[], Tensor]:
     """What scores a clip; it has run once."""
-    ready = recipe_network(network, clip, recipe)
-    inputs = clip.to(dtype=recipe.dtype, memory_format=recipe.memory_format)
+    measure, inputs = (own_form if recipe.ours else torchs_form)(network, clip, recipe)
 
     def call() -> Tensor:
         # Not inference mode, in which the compiler freezes no weights.
         with torch.no_grad():
-            scores: Tensor = ready(inputs)
-            return scores
+            return measure(inputs)
 
     call()
     return call
 
 
-def recipe_network(network: nn.Module, clip: Tensor, recipe: Recipe) -> Any:
-    ready = copy.deepcopy(network)
-    if recipe.views:
-        from videogn.models.views import use_views
+Scoring = tuple[Callable[[Tensor], Tensor], Tensor]
+"""What scores a clip, and the clip as it takes it."""
 
-        view: Any = tuple(clip.shape[2:])
-        fold_batch_norms(ready, view)
-        use_views(ready)
-    ready = ready.to(dtype=recipe.dtype, memory_format=recipe.memory_format)  # type: ignore[call-overload]
+
+def torchs_form(network: nn.Module, clip: Tensor, recipe: Recipe) -> Scoring:
+    ready: Any = copy.deepcopy(network)
+    ready = ready.to(dtype=recipe.dtype, memory_format=recipe.memory_format)
+    inputs = clip.to(dtype=recipe.dtype, memory_format=recipe.memory_format)
     if not recipe.compiled:
-        return ready
+        return ready, inputs
     measure = compiled(lambda inputs: (ready(inputs),))
-    return lambda inputs: measure(inputs)[0]
+    return lambda inputs: measure(inputs)[0], inputs
+
+
+def own_form(network: nn.Module, clip: Tensor, recipe: Recipe) -> Scoring:
+    """As ``videogn test`` computes, from normalised clips to logits."""
+    assert recipe.ours is not None
+    ready, view = copy.deepcopy(network), tuple(clip.shape[2:])
+    layout = make_ready(ready, recipe.ours, view, recipe.precision)  # type: ignore[arg-type]
+    measure = class_scores(ready)
+    if recipe.compiled:
+        measure = compiled(measure)
+
+    def logits(inputs: Tensor) -> Tensor:
+        with autocast(inputs.device, recipe.precision):
+            return measure(inputs)[0]
+
+    return logits, clip.to(dtype=recipe.dtype, memory_format=layout)
 
 
 def measure_cpu_training(bench: Bench, view: tuple[int, int, int], clips: int) -> None:

@@ -176,6 +176,14 @@ def test_auto_on_a_cpu_with_bf16_is_near_fp32(tiny, trained: Path, monkeypatch) 
     assert 0 < abs(halves - full).max() < 2e-2
 
 
+def test_hosts_of_different_kinds_are_refused(tiny, trained: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(test_parts, "gather_over_ranks", lambda mine: [mine, "bf16, compiled"])
+    words = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
+    assert main([*words, "test.precision=fp32", "test.recipe=views"]) == 1
+    error = capsys.readouterr().err
+    assert "differently (bf16, compiled and fp32, views); set test.precision" in error
+
+
 def test_crops_and_centre(tiny, trained: Path) -> None:
     command = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
     assert main([*command, "--out", str(tiny.folder / "a"), "test.num_crops=3"]) == 0

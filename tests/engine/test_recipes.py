@@ -223,7 +223,7 @@ def test_views_in_bf16_are_within_its_rounding(norm: str) -> None:
 @pytest.mark.parametrize("recipe", ["eager", "views"])
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_weights_rounded_once_give_the_bits_of_autocast(norm: str, recipe: str) -> None:
-    network, view = trained(norm), (4, 32, 32)
+    network, view = trained(norm), (6, 32, 32)
     once = copy.deepcopy(network)
     clips = torch.randn(2, 3, *view)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

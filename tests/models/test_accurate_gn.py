@@ -132,7 +132,7 @@ def test_residual_and_relu_behind_the_norm(
     wide = wants_accuracy(x)
     before = x.clone(memory_format=torch.preserve_format)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accurate_gn, "BLOCK", rows * channels)
+        patch.setattr(accurate_gn, "BLOCK_BYTES", rows * channels * x.element_size())
         found = accurate_group_norm(
             x,
             GROUPS,
@@ -174,7 +174,7 @@ def test_gradients_go_through_residual_and_relu() -> None:
 def test_sums_are_written_over_their_first_term(
     relu: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accurate_gn, "BLOCK", 64 * 30)
+    monkeypatch.setattr(accurate_gn, "BLOCK_BYTES", 4 * 64 * 30)
     x, residual = made(SHAPES[0], 0.0), made(SHAPES[0], 0.5)
     place = x.clone(memory_format=memory_format)
     found = add_and_clamp(place, residual, relu)
@@ -187,7 +187,7 @@ def test_blocks_of_any_size_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     x, layer = last(made((2, 64, 3, 7, 5), 5.0)), layer_of(64)
     with torch.no_grad():
         for block in (64 * 30, 64 * 104, 64 * 105):
-            monkeypatch.setattr(accurate_gn, "BLOCK", block)
+            monkeypatch.setattr(accurate_gn, "BLOCK_BYTES", 4 * block)
             torch.testing.assert_close(layer(x).double(), exact(x, layer), rtol=1e-5, atol=1e-5)
 
 

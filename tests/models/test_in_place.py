@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from videogn.engine.allocations import Allocations
@@ -14,7 +16,8 @@ from videogn.models.fused import FusedBlock, FusedStem
 from videogn.models.in_place import (
     InPlaceFolded,
     InPlaceGroupNorm,
-    SameTypeMaxPool,
+    SlicedMaxPool,
+    is_sliceable,
     work_in_place,
 )
 from videogn.models.norm import is_norm
@@ -73,11 +76,11 @@ def test_the_scores_are_those_of_the_plain_network(
 
 
 def test_the_clips_are_not_overwritten() -> None:
-    network, given = tiny("gn"), clips().contiguous(memory_format=LAST)
+    network, shown = tiny("gn"), clips().contiguous(memory_format=LAST)
     work_in_place(network)
     with torch.inference_mode():
-        network(given)
-    assert torch.equal(given, clips())
+        network(shown)
+    assert torch.equal(shown, clips())
 
 
 def test_what_is_exchanged() -> None:
@@ -92,7 +95,7 @@ def test_what_is_exchanged() -> None:
     # One of the stem, three of each block, and those of the two shortcuts that are convolutions.
     assert kinds.count(InPlaceFolded) == 1 + 3 * 3 + 2
     assert nn.MaxPool3d not in kinds
-    assert SameTypeMaxPool in kinds
+    assert SlicedMaxPool in kinds
 
 
 @pytest.mark.parametrize(
@@ -111,14 +114,47 @@ def test_the_zoos_networks_stay_what_they_are(arch: str, count: int, groups: int
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pools_keep_the_type_under_autocast(dtype: torch.dtype) -> None:
-    x = torch.randn(1, 8, 4, 9, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
-    pool = SameTypeMaxPool((1, 3, 3), (1, 2, 2), (0, 1, 1))
-    with torch.autocast("cpu", dtype):
+@given(
+    size=st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(*[st.integers(1, 4)] * 3),
+    stride=st.tuples(*[st.integers(1, 3)] * 3),
+    padded=st.tuples(*[st.booleans()] * 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    memory_format=st.sampled_from([LAST, torch.contiguous_format]),
+)
+def test_pools_of_slices_give_torchs_bits(
+    size: tuple[int, int, int],
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    padded: tuple[bool, bool, bool],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> None:
+    padding = tuple(k // 2 if wanted else 0 for k, wanted in zip(kernel, padded, strict=True))
+    assume(all(s + 2 * p >= k for s, p, k in zip(size, padding, kernel, strict=True)))
+    x = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = x.contiguous(memory_format=memory_format)
+    pool = SlicedMaxPool(kernel, stride, padding)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         found = pool(x)
-    assert found.dtype == dtype
-    assert torch.equal(found.float(), F.max_pool3d(x.float(), (1, 3, 3), (1, 2, 2), (0, 1, 1)))
+    expected = F.max_pool3d(x.float(), kernel, stride, padding)
+    assert torch.equal(found.float(), expected)
+    if is_sliceable(pool):
+        assert found.dtype == dtype
+        assert found.is_contiguous(memory_format=memory_format)
+
+
+def test_pools_pass_gradients_and_what_is_not_a_number() -> None:
+    pool = SlicedMaxPool((1, 3, 3), (1, 2, 2), (0, 1, 1))
+    x = torch.randn(1, 2, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    mine, truth = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pool(mine).sum().backward()
+    F.max_pool3d(truth, (1, 3, 3), (1, 2, 2), (0, 1, 1)).sum().backward()
+    assert mine.grad is not None
+    assert torch.equal(mine.grad, truth.grad)  # type: ignore[arg-type]
+    x[0, 0, 1, 3, 3] = torch.nan
+    expected = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
+    assert torch.equal(pool(x).isnan(), expected.isnan())
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -129,20 +165,20 @@ def test_a_norms_input_is_lost_but_not_where_a_gradient_needs_it(last: bool) -> 
     x = made.contiguous(memory_format=LAST if last else torch.contiguous_format)
     residual = torch.randn(x.shape, generator=generator)
     expected = F.relu(F.group_norm(x.double(), 4) + residual.double())
-    given = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    found = layer(given, residual, relu=True)
+    kept = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    found = layer(kept, residual, relu=True)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(given, x)
+    assert torch.equal(kept, x)
     found.sum().backward()
     truth = x.double().requires_grad_()
     F.relu(F.group_norm(truth, 4) + residual.double()).sum().backward()
-    assert given.grad is not None
-    torch.testing.assert_close(given.grad.double(), truth.grad, rtol=1e-4, atol=1e-5)
+    assert kept.grad is not None
+    torch.testing.assert_close(kept.grad.double(), truth.grad, rtol=1e-4, atol=1e-5)
     with torch.inference_mode():
-        given = x.clone(memory_format=torch.preserve_format)
-        found = layer(given, residual, relu=True)
+        lost = x.clone(memory_format=torch.preserve_format)
+        found = layer(lost, residual, relu=True)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-        assert (found.data_ptr() == given.data_ptr()) is last
+        assert (found.data_ptr() == lost.data_ptr()) is last
 
 
 def test_a_pass_takes_less_memory() -> None:

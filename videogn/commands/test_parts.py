@@ -257,8 +257,13 @@ class Job:
     finish: Callable[[list[VideoScore], World], None]
 
     def run(self, world: World, watch: Watchdog) -> int:
-        """Score what is not scored yet, on this rank and the others."""
+        """Score what is not scored yet, on this rank and the others.
+
+        Raises:
+            RunError: the ranks would not compute alike, or no video could be read.
+        """
         prepared, waits = self.prepared, ReadingClock()
+        _check_alike(prepared)
         # Videos have many shapes, and measuring for each would take longer than it gains.
         set_arithmetic(prepared.precision, fixed_shapes=False)
         listed = Listed(
@@ -303,6 +308,16 @@ class Job:
         raise RunError(
             f"{printable(videos.source)}: none of its {len(scored)} videos could be read, such as "
             f"{printable(videos.records[first.place].name)}: {printable(first.reason)}"
+        )
+
+
+def _check_alike(prepared: Prepared) -> None:
+    """Refuse hosts of different kinds, of which each would choose for itself."""
+    found = sorted(set(gather_over_ranks(f"{prepared.precision}, {prepared.choice.recipe}")))
+    if len(found) > 1:
+        raise RunError(
+            f"the hosts of this test would compute differently ({' and '.join(found)}); set "
+            "test.precision and test.recipe to what all of them have"
         )
 
 

@@ -27,9 +27,9 @@ from videogn.models.in_place import work_in_place
 from videogn.models.norm import GROUP_NORMS
 from videogn.models.views import LAST, use_views
 
-COMPILE_PAYS = 1_000_000_000
-"""Frames times pixels of a test from which compiling, a minute or two on each process, is repaid
-several times over."""
+COMPILE_PAYS = 10_000_000_000
+"""Frames times pixels of a test from which compiling, half a minute to two on each process, is
+repaid several times over on two cores."""
 
 COMPILER_SECONDS = 60
 """For a few lines, which take a second; then the compiler counts as broken."""

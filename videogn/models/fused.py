@@ -93,7 +93,7 @@ class FusedMaxPool(nn.MaxPool3d):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, C, T', H', W') of inputs (N, C, T, H, W)."""
         return pool_kernels.max_pool3d(
-            x, _triple(self.kernel_size), _triple(self.stride), _triple(self.padding)
+            x, triple(self.kernel_size), triple(self.stride), triple(self.padding)
         )
 
 
@@ -230,7 +230,7 @@ def _fused_layer(module: nn.Module) -> nn.Module | None:
         return as_kind(FusedGroupNorm, module)
     if type(module) is nn.BatchNorm3d and _is_usual(module):
         return as_kind(FusedBatchNorm, module)
-    if type(module) is nn.MaxPool3d and _plain_pool(module):
+    if type(module) is nn.MaxPool3d and is_plain_pool(module):
         return as_kind(FusedMaxPool, module)
     return None
 
@@ -262,12 +262,14 @@ def _is_usual(norm: nn.BatchNorm3d) -> bool:
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
-def _plain_pool(pool: nn.MaxPool3d) -> bool:
-    undilated = _triple(pool.dilation) == (1, 1, 1)
+def is_plain_pool(pool: nn.MaxPool3d) -> bool:
+    """Whether a pool gives nothing but maxima, of windows without holes."""
+    undilated = triple(pool.dilation) == (1, 1, 1)
     return undilated and not pool.ceil_mode and not pool.return_indices
 
 
-def _triple(value: Any) -> tuple[int, int, int]:
+def triple(value: Any) -> tuple[int, int, int]:
+    """A size of torch's pools, a number or three, as three."""
     if isinstance(value, int):
         return (value, value, value)
     first, second, third = value

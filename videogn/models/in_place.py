@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videogn.models.accurate_gn import accurate_group_norm, add_and_clamp, wants_accuracy
 from videogn.models.folding import Folded
-from videogn.models.fused import as_kind, exchange, twin_of_whole
+from videogn.models.fused import as_kind, exchange, is_plain_pool, triple, twin_of_whole
 from videogn.models.norm import GroupNorm
 
 
@@ -35,14 +35,55 @@ class InPlaceFolded(Folded):
         return add_and_clamp(x, residual, relu)
 
 
-class SameTypeMaxPool(nn.MaxPool3d):
-    """Max pool in its input's type: exact in any, yet a CPU's autocast would go to float32."""
+class SlicedMaxPool(nn.MaxPool3d):
+    """Max pool as maxima of slices, axis by axis.
+
+    torch's writes 64-bit places of maxima too, four times the bytes of halves, and a CPU's autocast
+    takes it to float32 first.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, C, T', H', W') of inputs (N, C, T, H, W)."""
-        with torch.autocast("cpu", enabled=False):
+        if x.requires_grad or not is_sliceable(self):
             pooled: Tensor = super().forward(x)
-        return pooled
+            return pooled
+        sizes = map(triple, (self.kernel_size, self.stride, self.padding))
+        windows = zip(*sizes, strict=True)
+        # W first: what the other axes read is smaller then, and still in long runs.
+        for axis, window in reversed(list(enumerate(windows, start=2))):
+            x = x if window == (1, 1, 0) else _maxima(x, axis, *window)
+        return x
+
+
+def is_sliceable(pool: nn.MaxPool3d) -> bool:
+    """Whether every window has its unpadded first value inside: not where it is padded by half."""
+    sizes = zip(triple(pool.kernel_size), triple(pool.padding), strict=True)
+    return all(2 * padding < kernel for kernel, padding in sizes)
+
+
+def _maxima(x: Tensor, axis: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """Maxima over windows along one axis, whose padding counts as -inf."""
+    length = x.shape[axis]
+    count = (length + 2 * padding - kernel) // stride + 1
+    out = _every(x, axis, 0, stride, count).clone(memory_format=torch.preserve_format)
+    for place in range(kernel):
+        # Input of output j: j stride + start.
+        start = place - padding
+        first = max(0, -(start // stride))
+        last = min(count - 1, (length - 1 - start) // stride)
+        if start == 0 or last < first:
+            continue
+        part = out.narrow(axis, first, last - first + 1)
+        values = _every(x, axis, first * stride + start, stride, last - first + 1)
+        torch.maximum(part, values, out=part)
+    return out
+
+
+def _every(x: Tensor, axis: int, start: int, stride: int, count: int) -> Tensor:
+    """``count`` slices of an axis from ``start`` on, ``stride`` apart."""
+    index = [slice(None)] * x.ndim
+    index[axis] = slice(start, start + (count - 1) * stride + 1, stride)
+    return x[tuple(index)]
 
 
 NORMS = (nn.GroupNorm, Folded)
@@ -66,7 +107,8 @@ def work_in_place(network: nn.Module) -> int:
 
 
 def _twin_of_pool(module: nn.Module) -> nn.Module | None:
-    return as_kind(SameTypeMaxPool, module) if type(module) is nn.MaxPool3d else None
+    plain = type(module) is nn.MaxPool3d and is_plain_pool(module)
+    return as_kind(SlicedMaxPool, module) if plain else None
 
 
 def _twin_of_whole(module: nn.Module) -> nn.Module | None:
