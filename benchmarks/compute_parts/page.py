@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from videogn.engine.recipes import cpu_has_bf16
+
 
 def versions(device: torch.device) -> list[str]:
     """One line per thing that the numbers depend on."""
@@ -28,7 +30,12 @@ def versions(device: torch.device) -> list[str]:
             f"{about.name}, {about.total_memory / 1e9:.0f} GB, "
             f"{about.multi_processor_count} multiprocessors, driver {driver()}"
         )
-    lines.append(f"CPU: {cpu_name()}, {torch.get_num_threads()} threads of torch")
+    capability = torch.backends.cpu.get_cpu_capability()
+    halves = "with" if cpu_has_bf16() else "without"
+    lines.append(
+        f"CPU: {cpu_name()} ({capability}, {halves} bf16 instructions), "
+        f"{torch.get_num_threads()} threads of torch"
+    )
     return lines
 
 
