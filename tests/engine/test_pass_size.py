@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +21,33 @@ def test_every_view_is_in_one_pass_that_fits(num_views: int, unit: int, fitting:
     assert max(stop - first for first, stop in spans) <= max(1, fitting)
     # As few passes as there can be, and as even.
     assert len(spans) == -(-num_views // max(1, fitting))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 12))
+def test_a_pass_has_no_more_pixels_than_is_good(num_views: int, most: int, fitting: int) -> None:
+    pixels = math.prod(VIEW)
+    sizes = PassSize(None, fitting, lambda view: 1, most_pixels=most * pixels + pixels // 2)
+    spans = sizes.spans(num_views, VIEW)
+    assert max(stop - first for first, stop in spans) <= min(most, fitting)
+    assert len(spans) == -(-num_views // min(most, fitting))
+    assert (
+        len(PassSize(None, 99, lambda view: 1, most_pixels=1).spans(num_views, VIEW)) == num_views
+    )
+
+
+def test_a_cpus_passes_grow_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view of 32 x 256 x 256 is two mebipixels; a GPU takes all that its memory holds."""
+    for threads, expected in ((1, 10), (2, 10), (4, 5), (20, 1)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        sizes = make_pass_size(
+            nn.Identity(),
+            lambda network: lambda views: (views.mean(),),
+            fixed=None,
+            precision="fp32",
+            device=torch.device("cpu"),
+            sharing=1,
+        )
+        assert len(sizes.spans(10, (32, 256, 256))) == expected
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

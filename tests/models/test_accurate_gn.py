@@ -223,6 +223,8 @@ def test_contiguous_inputs_take_torchs_path_bit_by_bit() -> None:
     assert not wants_accuracy(torch.randn(2, 64))
     assert not wants_accuracy(last(x).to("meta"))
     assert wants_accuracy(last(x))
+    assert not wants_accuracy(last(x).double())
+    torch.testing.assert_close(layer.double()(last(x).double()), exact(x, layer))
 
 
 def test_without_gamma_and_beta() -> None:

@@ -139,7 +139,7 @@ def test_pools_of_slices_give_torchs_bits(
         found = pool(x)
     expected = F.max_pool3d(x.float(), kernel, stride, padding)
     assert torch.equal(found.float(), expected)
-    if is_sliceable(pool):
+    if is_sliceable(pool, x):
         assert found.dtype == dtype
         assert found.is_contiguous(memory_format=memory_format)
 
@@ -152,6 +152,8 @@ def test_pools_pass_gradients_and_what_is_not_a_number() -> None:
     F.max_pool3d(truth, (1, 3, 3), (1, 2, 2), (0, 1, 1)).sum().backward()
     assert mine.grad is not None
     assert torch.equal(mine.grad, truth.grad)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="too small"):
+        SlicedMaxPool((4, 1, 1))(x)
     x[0, 0, 1, 3, 3] = torch.nan
     expected = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
     assert torch.equal(pool(x).isnan(), expected.isnan())

@@ -18,6 +18,10 @@ from videogn.models.summary import on_meta
 SHARE = 0.7
 """Of the memory that is free when the first video comes; the rest is for what torch rounds up."""
 
+CPU_PASS = 1 << 20
+"""Frames times pixels of a pass on a CPU, per thread: with more its tensors go through memory that
+is asked for anew, not through the cache; with less many threads have little to share."""
+
 Measure = Callable[[Tensor], tuple[Tensor, ...]]
 """From views (V, 3, T, H, W), normalised, to what is kept of each, tensors (V, …) float32."""
 
@@ -26,20 +30,27 @@ class PassSize:
     """Cuts the views of videos into passes.
 
     The bytes that a view takes are found by a probe with the first video and grow with its pixels.
-    Where all views do not fit, they are shared out evenly.
+    Where all views do not fit, or are more than is good, they are shared out evenly.
 
     Args:
         fixed: views of each pass, whatever the memory; None to choose.
         room_bytes: memory that a pass may take.
         probe: bytes that a pass of one view takes, by the view's shape (T, H, W).
+        most_pixels: frames times pixels of the views of a pass, but for one larger view; None for
+            as many as the memory holds.
     """
 
     def __init__(
-        self, fixed: int | None, room_bytes: int, probe: Callable[[tuple[int, int, int]], int]
+        self,
+        fixed: int | None,
+        room_bytes: int,
+        probe: Callable[[tuple[int, int, int]], int],
+        most_pixels: int | None = None,
     ) -> None:
         self.fixed = fixed
         self._room_bytes = room_bytes
         self._probe = probe
+        self._most_pixels = most_pixels
         self._bytes_per_sample = 0.0
         self._last = 0
 
@@ -70,7 +81,10 @@ class PassSize:
         return times * num_views * self._bytes_of(view) <= self._room_bytes
 
     def _fitting(self, view: tuple[int, int, int]) -> int:
-        return max(1, int(self._room_bytes / self._bytes_of(view)))
+        fitting = int(self._room_bytes / self._bytes_of(view))
+        if self._most_pixels is not None:
+            fitting = min(fitting, self._most_pixels // math.prod(view))
+        return max(1, fitting)
 
     def _bytes_of(self, view: tuple[int, int, int]) -> float:
         if not self._bytes_per_sample:
@@ -105,7 +119,9 @@ def make_pass_size(
         clip = torch.empty((1, 3, *view), device="meta", memory_format=memory_format)
         return _counted(measure_of(on_meta(network)), clip, precision)
 
-    return PassSize(fixed, int(SHARE * available_bytes(device)) // sharing, probe)
+    room = int(SHARE * available_bytes(device)) // sharing
+    most = CPU_PASS * torch.get_num_threads() if device.type == "cpu" else None
+    return PassSize(fixed, room, probe, most)
 
 
 @torch.inference_mode()

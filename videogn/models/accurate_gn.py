@@ -29,10 +29,11 @@ SAMPLE = 16
 def wants_accuracy(x: Tensor) -> bool:
     """Whether a tensor is one that torch's group norm is inaccurate for.
 
-    A tensor that may be read in either order has one position, or one channel, and goes to torch.
+    A tensor that may be read in either order has one position, or one channel, and goes to torch,
+    as does one of float64, in which sums of squares lose little.
     """
     last = FORMATS.get(x.ndim)
-    if last is None or x.device.type != "cpu" or x.is_contiguous():
+    if last is None or x.device.type != "cpu" or x.is_contiguous() or x.dtype == torch.float64:
         return False
     return x.is_contiguous(memory_format=last)
 
@@ -51,7 +52,7 @@ def accurate_group_norm(
     """relu(GN(x) + residual), (N, C, *) -> (N, C, *), both with channels last and of x's type.
 
     Args:
-        x: on a CPU, with its channels last; float64 is computed in float32.
+        x: on a CPU, with its channels last; float32, bfloat16 or float16.
         weight, bias: (C,) of any floating type; 1 and 0 where None.
         residual: (N, C, *), of any type and order in memory.
         overwrite: whether the result may be written over x, where there is no gradient.

@@ -44,7 +44,7 @@ class SlicedMaxPool(nn.MaxPool3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (N, C, T', H', W') of inputs (N, C, T, H, W)."""
-        if x.requires_grad or not is_sliceable(self):
+        if x.requires_grad or not is_sliceable(self, x):
             pooled: Tensor = super().forward(x)
             return pooled
         sizes = map(triple, (self.kernel_size, self.stride, self.padding))
@@ -55,10 +55,13 @@ class SlicedMaxPool(nn.MaxPool3d):
         return x
 
 
-def is_sliceable(pool: nn.MaxPool3d) -> bool:
-    """Whether every window has its unpadded first value inside: not where it is padded by half."""
-    sizes = zip(triple(pool.kernel_size), triple(pool.padding), strict=True)
-    return all(2 * padding < kernel for kernel, padding in sizes)
+def is_sliceable(pool: nn.MaxPool3d, x: Tensor) -> bool:
+    """Whether there is an output, and every window's first unpadded value is one of the input's.
+
+    It may not be where a window is padded by half.
+    """
+    windows = zip(triple(pool.kernel_size), triple(pool.padding), x.shape[2:], strict=True)
+    return all(2 * pad < kernel <= size + 2 * pad for kernel, pad, size in windows)
 
 
 def _maxima(x: Tensor, axis: int, kernel: int, stride: int, padding: int) -> Tensor:
