@@ -28,6 +28,7 @@ COMMANDS = {
     "test": "run the multi-clip test from a checkpoint",
     "rescore": "tell a finished test's accuracy with fewer clips or another average",
     "compare": "tell whether one finished test is better than another, and where",
+    "predict": "name what videos without labels show",
     "features": "keep the features of every video of a list",
     "report": "show tests beside the paper's Table 8 and Figure 7 in one HTML file",
     "reproduce": "train, test and show the cells of the paper's tables, or a sweep over batches",
@@ -51,11 +52,11 @@ def entry() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The name of a file may be no text.
         sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.argv[1:2] in (["train"], ["pretrain"], ["test"], ["features"]):
+    if sys.argv[1:2] in (["train"], ["pretrain"], ["test"], ["predict"], ["features"]):
         # Before torch is imported, which takes seconds.
         stop_request.install()
     let_segments_grow()
-    if sys.argv[1:2] in (["test"], ["features"]):
+    if sys.argv[1:2] in (["test"], ["predict"], ["features"]):
         let_pages_be_large()
     end_with_launcher()
     code = main()

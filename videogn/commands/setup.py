@@ -112,7 +112,7 @@ def list_of(
             f"data.{key} is not set; give a list file, a class-folder tree or a Kinetics csv: "
             f"data.{key}=PATH"
         )
-    names = _class_names(data, num_classes, class_names, names_of)
+    names = class_names_of(data, num_classes, class_names, names_of)
     videos = read_videos(
         source,
         num_classes=num_classes,
@@ -127,7 +127,7 @@ def list_of(
     return videos
 
 
-def _class_names(
+def class_names_of(
     data: DataConfig, num_classes: int, known: Sequence[str] | None, of: str
 ) -> Sequence[str] | None:
     """Class names in label order: those of ``data.class_names``, which must be the known ones.

@@ -1,7 +1,7 @@
-"""What the test and the features command share: what is checked before, and how a list is scored.
+"""What commands that score share: what is checked before, and how a list is scored.
 
-Both read a checkpoint and a list, score every video once on any number of ranks, and go on where
-they were when they are started again.
+``test``, ``predict`` and ``features`` read a checkpoint and a list, score every video once on any
+number of ranks, and go on where they were when they are started again.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from videogn.commands.setup import (
     Views,
     build_model,
     checkpoint_file,
+    class_names_of,
     input_scale,
     list_of,
     planar_room,
@@ -35,7 +36,7 @@ from videogn.config import Config
 from videogn.config_files import LoadedConfig, load_config, to_tree
 from videogn.data.annotations import spread
 from videogn.data.dataset import TestDataset, VideoViews
-from videogn.data.list_checks import VideoList
+from videogn.data.list_checks import VideoList, VideoRecord
 from videogn.data.loader import build_test_loader
 from videogn.distributed import World, gather_over_ranks, joined_world
 from videogn.engine.arithmetic import set_arithmetic
@@ -63,7 +64,7 @@ Triple = tuple[float, float, float]
 
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of both commands."""
+    """The options of all of them."""
     parser.add_argument("config", help="YAML file, such as the config.yaml of a run folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values to change")
     parser.add_argument(
@@ -102,16 +103,25 @@ class Prepared:
         return views_of(self.config.test)
 
 
-def prepare(loaded: LoadedConfig, checkpoint: Path) -> Prepared:
-    """Read the checkpoint and the list, and check that they and the config agree."""
+def prepare(
+    loaded: LoadedConfig, checkpoint: Path, records: tuple[VideoRecord, ...] | None = None
+) -> Prepared:
+    """Read the checkpoint and the list, and check that they and the config agree.
+
+    Args:
+        records: videos without labels, instead of the list ``data.test``.
+    """
     config = loaded.config
     file = checkpoint_file(checkpoint)
     weights = read_weights(file)
     check_spec(spec_of(config.model), weights)
     mean, std = input_scale(loaded, weights.info, str(file))
-    videos = list_of(
-        config.data, "test", config.model.num_classes, weights.info.class_names, str(file)
-    )
+    classes = config.model.num_classes, weights.info.class_names, str(file)
+    if records is None:
+        videos = list_of(config.data, "test", *classes)
+    else:
+        names = class_names_of(config.data, *classes)
+        videos = VideoList("the videos", records, None if names is None else tuple(names))
     video_opener(config.data, "test")  # says now what is not installed
     precision = _precision(config.test.precision)
     return Prepared(
