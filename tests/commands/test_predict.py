@@ -10,6 +10,7 @@ import pytest
 from tiny_run import tiny_setup
 
 from videogn.cli import main
+from videogn.commands import predict
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,8 @@ def test_folders_are_taken_whole_and_bad_videos_are_told(
     shutil.copy(good, folder / "more" / "a.mp4")
     (folder / "bad.mp4").write_bytes(b"no video")
     (folder / "notes.txt").write_text("no video either")
-    assert main([*words, "--top", "1", "--videos", str(folder), str(good), str(good)]) == 0
+    twice = str(good.parent / ".." / good.parent.name / good.name)
+    assert main([*words, "--top", "1", "--videos", str(folder), str(good), twice]) == 0
     rows = rows_of(tmp_path / "out.csv")
     assert [row["video"] for row in rows] == [
         str(folder / "bad.mp4"),
@@ -129,6 +131,26 @@ def test_wrong_inputs_are_one_message(trained, words: list[str], tmp_path: Path,
     bad.write_bytes(b"no video")
     message = error_of(capsys, *words, "--videos", bad)
     assert "none of its 1 videos could be read" in message
+    # Mended, the same command reads it.
+    bad.write_bytes(Path(video).read_bytes())
+    assert main([*words, "--videos", str(bad)]) == 0
+    assert rows_of(tmp_path / "out.csv")[0]["rank"] == "1"
+
+
+def test_a_job_that_ended_early_ends_once_more(
+    trained, words: list[str], tmp_path: Path, monkeypatch
+) -> None:
+    """Killed while it wrote: the scores are kept, and what it wrote is no other's."""
+    video = str(videos_of(trained)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "best", None)
+        assert main([*words, "--videos", video]) != 0
+    assert (tmp_path / "out.csv.partial").exists()
+    (tmp_path / "out.csv").write_text("whole or not")
+    monkeypatch.setattr(predict, "class_scores", None)  # nothing is scored again
+    assert main([*words, "--videos", video]) == 0
+    assert rows_of(tmp_path / "out.csv")[0]["video"] == video
+    assert not (tmp_path / "out.csv.partial").exists()
 
 
 @pytest.mark.dist

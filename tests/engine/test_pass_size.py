@@ -35,6 +35,14 @@ def test_a_pass_has_no_more_pixels_than_is_good(num_views: int, most: int, fitti
     )
 
 
+def test_what_was_too_large_is_halved_whatever_the_room() -> None:
+    sizes = PassSize(None, 10**6, lambda view: 1, most_pixels=8 * math.prod(VIEW))
+    for expected in (8, 4, 2, 1):
+        spans = sizes.spans(16, VIEW)
+        assert spans[0] == (0, expected)
+        assert sizes.shrink() is (expected > 1)
+
+
 def test_a_cpus_passes_grow_with_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A view of 32 x 256 x 256 is two mebipixels; a GPU takes all that its memory holds."""
     for threads, expected in ((1, 10), (2, 10), (4, 5), (20, 1)):
@@ -68,8 +76,8 @@ def test_the_probe_is_asked_once_and_bytes_grow_with_the_pixels() -> None:
     assert len(sizes.spans(10, VIEW)) == 1
     assert len(sizes.spans(10, (4, 16, 16))) == 5
     assert asked == [VIEW]
-    assert sizes.shrink()
-    assert len(sizes.spans(10, VIEW)) == 2
+    assert sizes.shrink()  # to half of two views of 400 bytes
+    assert [last - first for first, last in sizes.spans(10, VIEW)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("norm", ["gn", "bn"])

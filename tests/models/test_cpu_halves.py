@@ -53,6 +53,21 @@ for kernel, stride, size in CASES:
             for one, two in ((found, exact), (conv.weight.grad, weight.grad)):
                 error = float((one.double() - two).abs().max() / two.abs().max())
                 assert error < 2e-2, (kernel, size, channels, views, error)
+for size in ((1, 1), (2, 2), (7, 2)):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 64, 3, 2, 1, bias=False)
+    x = torch.randn(4, 64, *size).bfloat16()
+    weight = conv.weight.detach().bfloat16().double().requires_grad_()
+    exact = F.conv2d(x.double(), weight, None, 2, 1)
+    grad = torch.randn(exact.shape).bfloat16()
+    exact.backward(grad.double())
+    network = make_sound(nn.Sequential(conv))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x)
+    found.backward(grad)
+    for one, two in ((found, exact), (network[0].weight.grad, weight.grad)):
+        error = float((one.double() - two).abs().max() / two.abs().max())
+        assert error < 2e-2, (size, error)
 print("right")
 """
 

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -83,10 +84,10 @@ def job_of(
         raise ConfigError(f"--top {top}: a number from 1 to the network's {num_classes} classes")
     prepared = prepare(loaded, checkpoint, records_of(paths))
     file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
-    check = partial(_check_file, file)
-    check()
     about = describe(prepared)
     journal = Journal(file.with_name(f"{file.name}.partial"), {key: about[key] for key in IDENTITY})
+    check = partial(_check_file, file, journal)
+    check()
     journal.check()
     return Job(
         prepared=prepared,
@@ -98,43 +99,48 @@ def job_of(
     )
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, journal: Journal) -> None:
     """Refuse a file that cannot be written or is there: it may hold what took hours.
+
+    One beside a journal is of a job that was killed as it ended, which ends once more.
 
     Raises:
         RunError: naming the file.
     """
     check_writable(file)
-    if file.exists():
+    if file.exists() and not journal.folder.exists():
         raise RunError(f"{printable(file)}: is there already; choose another --out or remove it")
 
 
 def records_of(paths: Sequence[str]) -> tuple[VideoRecord, ...]:
-    """Videos that are named, and those of folders that are, sorted; each once.
+    """Videos that are named, and those of folders that are, sorted; each file once.
 
     Raises:
         ConfigError: one is missing, or a folder holds no video.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for name in paths:
         path = Path(name)
         if path.is_dir():
             inside = sorted(map(str, videos_under(path)))
             if not inside:
                 raise ConfigError(f"--videos {printable(name)}: a folder without videos")
-            found |= dict.fromkeys(inside)
         elif path.exists():
-            found[name] = None
+            inside = [name]
         else:
             raise ConfigError(f"--videos {printable(name)}: no such file or folder")
-    return tuple(VideoRecord(path=path, label=0, name=path) for path in found)
+        for video in inside:
+            found.setdefault(os.path.realpath(video), video)
+    return tuple(VideoRecord(path=path, label=0, name=path) for path in found.values())
 
 
 def _finish(
     prepared: Prepared, file: Path, top: int, scored: list[VideoScore], world: World
 ) -> None:
-    """Write the classes of each video, and show those of the first."""
+    """Write the classes of each video, where there are any, and show those of the first."""
     del world
+    if all(score.arrays is None for score in scored):
+        return
     names = prepared.videos.class_names
     ranked = {score.place: best(score, prepared, top) for score in scored}
     records = prepared.videos.records

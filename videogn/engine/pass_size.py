@@ -52,7 +52,7 @@ class PassSize:
         self._probe = probe
         self._most_pixels = most_pixels
         self._bytes_per_sample = 0.0
-        self._last = 0
+        self._last, self._last_bytes = 0, 0
 
     def spans(self, num_views: int, view: tuple[int, int, int]) -> list[tuple[int, int]]:
         """First view of each pass, and the one after its last.
@@ -64,6 +64,7 @@ class PassSize:
         if size is None:
             num_passes = math.ceil(num_views / self._fitting(view))
             size = math.ceil(num_views / num_passes)
+            self._last_bytes = math.ceil(size * self._bytes_of(view))
         self._last = size
         return [(first, min(first + size, num_views)) for first in range(0, num_views, size)]
 
@@ -73,7 +74,7 @@ class PassSize:
         Returns:
             False where the number of views is fixed, or was one, or the probe found no room.
         """
-        self._room_bytes //= 2
+        self._room_bytes = min(self._room_bytes, self._last_bytes) // 2
         return self.fixed is None and self._last > 1
 
     def holds(self, times: float, num_views: int, view: tuple[int, int, int]) -> bool:
