@@ -116,12 +116,12 @@ def _plain(text: str) -> str:
 
 def _cut(items: Sequence[Item], shard_bytes: int) -> Iterator[list[Item]]:
     shard: list[Item] = []
-    held = tarfile.RECORDSIZE  # the end mark, and what fills up its record
+    held = 0
     for item in items:
         size = sum(len(_framed(info)) + _filled(info.size) for info in item.members())
-        if shard and held + size > shard_bytes:
+        if shard and _whole(held + size) > shard_bytes:
             yield shard
-            shard, held = [], tarfile.RECORDSIZE
+            shard, held = [], 0
         shard.append(item)
         held += size
     if shard:
@@ -135,6 +135,11 @@ def _framed(info: tarfile.TarInfo) -> bytes:
 def _filled(size: int) -> int:
     """Bytes that a content takes: whole blocks."""
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _whole(framed: int) -> int:
+    """Bytes of a shard with its end mark: whole records."""
+    return -(-(framed + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 def shard_file(name: str, number: int) -> str:
@@ -185,9 +190,7 @@ def holds(path: Path, items: Sequence[Item]) -> bool:
     framed = sum(
         len(_framed(info)) + _filled(info.size) for item in items for info in item.members()
     )
-    end = framed + 2 * tarfile.BLOCKSIZE
-    whole = -(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    return found == expected and path.stat().st_size == whole
+    return found == expected and path.stat().st_size == _whole(framed)
 
 
 def write_shard(path: Path, items: Sequence[Item]) -> None:
