@@ -46,6 +46,20 @@ def test_all_that_was_added_is_read_again(tmp_path: Path) -> None:
     assert not (tmp_path / "partial").exists()
 
 
+def test_what_another_machine_chose_can_be_asked_for(tmp_path: Path) -> None:
+    begun = {"protocol": "paper", "precision": "bf16", "recipe": "views"}
+    Journal(tmp_path, begun).begin()
+    with pytest.raises(RunError, match=r"machine set test\.precision=bf16 to go on, or finish it"):
+        Journal(tmp_path, begun | {"precision": "fp32"}).check()
+    both = begun | {"precision": "fp32", "recipe": "compiled"}
+    with pytest.raises(RunError, match=r"set test\.precision=bf16 test\.recipe=views to go on"):
+        Journal(tmp_path, both).check()
+    with pytest.raises(RunError) as caught:
+        Journal(tmp_path, both | {"protocol": "center"}).check()
+    assert "on another kind" not in str(caught.value)
+    assert "protocol: paper there, center now" in str(caught.value)
+
+
 def test_a_cut_at_any_byte_loses_the_last_record_only(tmp_path: Path) -> None:
     scores = [made(0), VideoScore(1, None, b"", "cut"), made(2)]
     journal = filled(tmp_path, scores)

@@ -31,6 +31,8 @@ LENGTHS = struct.Struct("<BII")
 """Arrays, bytes of the reason (0 where there is none), bytes of the thumbnail."""
 SHAPE = struct.Struct("<B")
 IDENTITY_FILE = "test.json"
+CHOSEN = {"precision": "test.precision", "recipe": "test.recipe"}
+"""What ``auto`` chooses by the machine, and the setting that insists."""
 
 
 class Journal:
@@ -65,10 +67,12 @@ class Journal:
                 f"\n  - {key}: {printable(there.get(key))} there, {self._identity[key]} now"
                 for key in changed
             )
-            raise RunError(
-                f"{self.folder}: holds the beginning of another test; finish it, choose another "
-                f"--out, or remove the folder:{lines}"
-            )
+            remedy = "finish it, choose another --out, or remove the folder"
+            if set(changed) <= CHOSEN.keys():
+                # Nothing need be lost: another machine chooses otherwise.
+                settings = " ".join(f"{CHOSEN[key]}={there.get(key)}" for key in changed)
+                remedy = f"on another kind of machine set {settings} to go on, or {remedy}"
+            raise RunError(f"{self.folder}: holds the beginning of another test; {remedy}:{lines}")
 
     def begin(self) -> None:
         """Make the folder, where there is none; nobody else may be at work in it.
