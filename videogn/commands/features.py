@@ -17,13 +17,13 @@ from videogn.commands.test_parts import (
     add_test_arguments,
     default_folder,
     describe,
+    job_of_file,
     prepare,
     run_on_ranks,
 )
 from videogn.config_files import LoadedConfig
 from videogn.distributed import World
 from videogn.engine.evaluator import VideoScore, pooled_features
-from videogn.engine.journal import Journal
 from videogn.engine.test_folder import IDENTITY
 from videogn.errors import RunError
 from videogn.files import atomic_path, check_writable, printable
@@ -69,16 +69,12 @@ def job_of(loaded: LoadedConfig, checkpoint: Path, out: Path | None, *, views: b
         raise RunError(f"{file}: features are written as .npz; name such a file")
     about = describe(prepared)
     identity = {key: about[key] for key in IDENTITY if key != "average"}
-    check = partial(_check_file, file, identity)
-    check()
-    journal = Journal(file.with_name(f"{file.name}.partial"), identity)
-    journal.check()
-    return Job(
-        prepared=prepared,
+    return job_of_file(
+        prepared,
+        file,
+        identity,
         measure_of=pooled_features,
-        journal=journal,
-        lock=file.with_name(f"{file.name}.lock"),
-        check=check,
+        check=partial(_check_file, file, identity),
         finish=partial(_finish, prepared, file, views),
     )
 

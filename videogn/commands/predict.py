@@ -16,6 +16,8 @@ from videogn.commands.test_parts import (
     add_test_arguments,
     default_folder,
     describe,
+    job_of_file,
+    partial_folder,
     prepare,
     run_on_ranks,
 )
@@ -23,7 +25,6 @@ from videogn.config_files import LoadedConfig
 from videogn.data.list_checks import VideoRecord, videos_under
 from videogn.distributed import World
 from videogn.engine.evaluator import VideoScore, class_scores
-from videogn.engine.journal import Journal
 from videogn.engine.scores import Scores
 from videogn.engine.statistics import softmax
 from videogn.engine.test_folder import IDENTITY
@@ -85,21 +86,17 @@ def job_of(
     prepared = prepare(loaded, checkpoint, records_of(paths))
     file = out or default_folder(prepared.checkpoint, prepared.config) / FILE
     about = describe(prepared)
-    journal = Journal(file.with_name(f"{file.name}.partial"), {key: about[key] for key in IDENTITY})
-    check = partial(_check_file, file, journal)
-    check()
-    journal.check()
-    return Job(
-        prepared=prepared,
+    return job_of_file(
+        prepared,
+        file,
+        {key: about[key] for key in IDENTITY},
         measure_of=class_scores,
-        journal=journal,
-        lock=file.with_name(f"{file.name}.lock"),
-        check=check,
+        check=partial(_check_file, file),
         finish=partial(_finish, prepared, file, top),
     )
 
 
-def _check_file(file: Path, journal: Journal) -> None:
+def _check_file(file: Path) -> None:
     """Refuse a file that cannot be written or is there: it may hold what took hours.
 
     One beside a journal is of a job that was killed as it ended, which ends once more.
@@ -108,7 +105,7 @@ def _check_file(file: Path, journal: Journal) -> None:
         RunError: naming the file.
     """
     check_writable(file)
-    if file.exists() and not journal.folder.exists():
+    if file.exists() and not partial_folder(file).exists():
         raise RunError(f"{printable(file)}: is there already; choose another --out or remove it")
 
 

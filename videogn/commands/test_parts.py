@@ -6,7 +6,7 @@ number of ranks, and go on where they were when they are started again.
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -319,6 +319,36 @@ class Job:
             f"{printable(videos.source)}: none of its {len(scored)} videos could be read, such as "
             f"{printable(videos.records[first.place].name)}: {printable(first.reason)}"
         )
+
+
+def partial_folder(file: Path) -> Path:
+    """Where the scores of a job are until its one file of results is written."""
+    return file.with_name(f"{file.name}.partial")
+
+
+def job_of_file(
+    prepared: Prepared,
+    file: Path,
+    identity: Mapping[str, Any],
+    *,
+    measure_of: MeasureOf,
+    check: Callable[[], None],
+    finish: Callable[[list[VideoScore], World], None],
+) -> Job:
+    """A job whose results are one file, with its journal and its lock beside it.
+
+    Args:
+        identity: what decides the scores; see :class:`Journal`.
+        measure_of, check, finish: as :class:`Job` has them; the check is made here too.
+
+    Raises:
+        RunError: of the check, or another job has begun there.
+    """
+    check()
+    journal = Journal(partial_folder(file), identity)
+    journal.check()
+    lock = file.with_name(f"{file.name}.lock")
+    return Job(prepared, measure_of, journal, lock, check, finish)
 
 
 def _check_alike(prepared: Prepared) -> None:
