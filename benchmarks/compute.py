@@ -1,14 +1,15 @@
-"""What the network costs: norm kernels, convolutions, training steps, tests, roofline and bars.
+"""What the network costs: norm kernels, convolutions, training steps, tests, files, roofline, bars.
 
-    python benchmarks/compute.py [--out benchmarks] [--minutes 8.5] [--sections rates,norms,train]
+    python benchmarks/compute.py [--out benchmarks] [--minutes 8.7] [--sections rates,norms,train]
     python benchmarks/compute.py --device cpu [--frames 8] [--size 112] [--threads 1] [--no-compile]
     python benchmarks/compute.py --dry-run
 
 One process measures everything side by side on random data and prints tables as they are ready;
-``--out`` keeps them as ``compute_<hardware>_<date>.md``. On a GPU the most important sections come
-first, each within its share of ``--minutes``; what there is no time for says so. A cell that fails
-or finds no memory is a line of its table. ``--dry-run`` goes through every section of a GPU with
-tiny networks on the CPU, kernels in Triton's interpreter: its numbers mean nothing.
+``--out`` keeps them as ``compute_<hardware>_<date>.md``. On a GPU each section has its share of
+``--minutes`` for itself, and what the ones before it did not use; what there is no time for says
+so. The last, ``files``, is end_to_end.py on prepared files. A cell that fails or finds no memory is
+a line of its table. ``--dry-run`` goes through every section of a GPU with tiny networks on the
+CPU, kernels in Triton's interpreter: its numbers mean nothing.
 
 Layouts: pv32 is the ``zoo`` layout fed 32 frames, org32 the ``nonlocal`` layout at 32 frames.
 """
@@ -17,8 +18,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +28,18 @@ if TYPE_CHECKING:
     from compute_parts.scale import Bench
 
 SHARES = {
-    "rates": 0.03,
-    "norms": 0.17,
-    "train": 0.45,
-    "test": 0.08,
-    "convs": 0.06,
-    "sweep": 0.19,
-    "compile": 0.25,
+    "rates": 0.01,
+    "train": 0.22,
+    "compile": 0.19,
+    "norms": 0.11,
+    "test": 0.06,
+    "convs": 0.05,
+    "sweep": 0.16,
+    "files": 0.2,
 }
-"""Most of ``--minutes`` that a section takes; what the ones before leave is there for the last."""
-GPU_SECTIONS = (*list(SHARES)[:5], "roofline", "sweep", "bars", "compile")
+"""Of ``--minutes``, in their order; those that are not chosen leave theirs to the others."""
+GPU_SECTIONS = (*SHARES, "roofline", "bars")
+MINUTES = 8.7
 CPU_SECTIONS = ("recipes", "cputrain", "bars")
 
 
@@ -73,7 +77,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU where there is one")
     parser.add_argument("--sections", help=f"of {','.join((*GPU_SECTIONS, *CPU_SECTIONS[:2]))}")
-    parser.add_argument("--minutes", type=float, help="8.5 on a GPU, 60 on a CPU")
+    parser.add_argument("--minutes", type=float, help=f"{MINUTES} on a GPU, 60 on a CPU")
     parser.add_argument("--out", type=Path, help="folder of the page")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--rounds", type=int)
@@ -99,7 +103,7 @@ def make_bench(words: argparse.Namespace) -> "Bench":
     scale = TINY if words.dry_run else WHOLE
     if words.rounds:
         scale = replace(scale, rounds=words.rounds)
-    minutes = words.minutes or (8.5 if device.type == "cuda" else 60)
+    minutes = words.minutes or (MINUTES if device.type == "cuda" else 60)
     timer = Timer(device, time.monotonic() + 60 * minutes)
     page = page_for(words.out, device, words.dry_run)
     return Bench(device, scale, timer, page, words.dry_run)
@@ -107,44 +111,52 @@ def make_bench(words: argparse.Namespace) -> "Bench":
 
 def chosen(words: argparse.Namespace, bench: "Bench") -> dict[str, Callable[[], None]]:
     """The sections to run, by name, in order."""
-    sections = gpu_sections(bench)
     names: tuple[str, ...] = GPU_SECTIONS
     if bench.device.type == "cpu" and not words.dry_run:
         names = CPU_SECTIONS
-    sections |= cpu_sections(words, bench)
     if words.dry_run:
-        names = (*GPU_SECTIONS[:-1], *CPU_SECTIONS[:2], "compile", "bars")
+        names = (*GPU_SECTIONS[:-1], *CPU_SECTIONS)
     if words.sections:
         names = tuple(words.sections.split(","))
-        unknown = set(names) - set(sections)
-        if unknown:
-            sys.exit(f"--sections: there is no {', '.join(unknown)}; choose from {list(sections)}")
+    sections = gpu_sections(bench, names) | cpu_sections(words, bench)
+    unknown = set(names) - set(sections)
+    if unknown:
+        sys.exit(f"--sections: there is no {', '.join(unknown)}; choose from {list(sections)}")
     return {name: sections[name] for name in names}
 
 
-def gpu_sections(bench: "Bench") -> dict[str, Callable[[], None]]:
-    from compute_parts import bars, convolutions, norms, rates, roofline, test, train
+def gpu_sections(bench: "Bench", names: Sequence[str]) -> dict[str, Callable[[], None]]:
+    """Those of a GPU by name, each ending in time for the ones of ``names`` that come after it."""
+    from compute_parts import bars, convolutions, files, norms, rates, roofline, test, train
 
-    seconds = max(0.0, bench.timer.left())
+    measures: dict[str, Callable[[Bench, float], None]] = {
+        "rates": lambda bench, _: rates.measure_rates(bench),
+        "train": train.measure_train,
+        "compile": train.measure_compiled,
+        "norms": norms.measure_norms,
+        "test": test.measure_test,
+        "convs": convolutions.measure_convs,
+        "sweep": train.measure_sweep,
+        "files": files.measure_files,
+    }
+    ends = ends_of([name for name in names if name in SHARES], bench.timer.left())
+    started = time.monotonic()
 
-    def share(measure: Callable[["Bench", float], None], name: str) -> Callable[[], None]:
-        return lambda: measure(bench, SHARES[name] * seconds)
-
-    def compiled() -> None:
-        share(train.measure_compiled, "compile")()
-        bars.judge(bench, bars.GPU_BARS)
+    def section(name: str) -> Callable[[], None]:
+        return lambda: measures[name](bench, started + ends.get(name, 0.0) - time.monotonic())
 
     return {
-        "rates": lambda: rates.measure_rates(bench),
-        "norms": share(norms.measure_norms, "norms"),
-        "train": share(train.measure_train, "train"),
-        "test": share(test.measure_test, "test"),
-        "convs": share(convolutions.measure_convs, "convs"),
+        **{name: section(name) for name in measures},
         "roofline": lambda: roofline.measure_roofline(bench),
-        "sweep": share(train.measure_sweep, "sweep"),
         "bars": lambda: bars.judge(bench, bars.GPU_BARS),
-        "compile": compiled,
     }
+
+
+def ends_of(names: Sequence[str], seconds: float) -> dict[str, float]:
+    """When each section ends: seconds from the start of a run that takes so many of them."""
+    whole = sum(SHARES[name] for name in names)
+    shares = accumulate(SHARES[name] / whole for name in names)
+    return {name: seconds * end for name, end in zip(names, shares, strict=True)}
 
 
 def cpu_sections(words: argparse.Namespace, bench: "Bench") -> dict[str, Callable[[], None]]:

@@ -19,7 +19,6 @@ A peer that decodes on the GPU (torchcodec, DALI) reads the same files where it 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,7 @@ def main() -> None:
     let_segments_grow()  # as the commands do, before torch is imported
     from whole_path import measured
 
-    found = measured(words)
-    print(f"\n{table(found)}", flush=True)
-    if words.out:
-        words.out.parent.mkdir(parents=True, exist_ok=True)
-        words.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{table(measured(words))}", flush=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -67,7 +67,7 @@ class Sizes:
 
 
 def measured(words: argparse.Namespace) -> dict[str, Any]:
-    """All that end_to_end.py tells."""
+    """All that end_to_end.py tells; what is known so far is kept, should the run be cut off."""
     sizes = dry_sizes(words) if words.dry_run else full_sizes(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     title = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
@@ -80,11 +80,21 @@ def measured(words: argparse.Namespace) -> dict[str, Any]:
         lists = make_lists(files, words, sizes)
         bench = Bench(Path(folder) / "runs", words, sizes, World(0, 1, device))
         for form in words.forms:
-            found[form] = bench.form(form, lists[form])
-            say(f"{form}: {json.dumps(found[form])}")  # should the run be cut off
+            found[form] = {}
+            for name, value in bench.form(form, lists[form]):
+                found[form][name] = value
+                say(f"{form}, {name}: {json.dumps(value)}")
+                keep(found, words.out)
         found["network"] = bench.network(lists["plain"])
         found["peers"] = peers(lists["prepared"], sizes, device)
+    keep(found, words.out)
     return found
+
+
+def keep(found: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def full_sizes(words: argparse.Namespace) -> Sizes:
@@ -121,16 +131,15 @@ class Bench:
         self._folder, self._words, self._sizes, self._world = folder, words, sizes, world
         folder.mkdir()
 
-    def form(self, form: str, path: Path) -> dict[str, Any]:
-        """Reading, training and testing of one form of the videos."""
+    def form(self, form: str, path: Path) -> Iterator[tuple[str, Any]]:
+        """Reading, training and testing of one form of the videos, each when it is done."""
         prepared = self._prepared(form, path)
         batches = train_batches(prepared, self._world, say, 0, prepared.plan.iterations)
-        found: dict[str, Any] = {"reading": self._reading(batches)}
-        found["both"] = self._trained(prepared, batches)
+        yield "reading", self._reading(batches)
+        yield "both", self._trained(prepared, batches)
         batches.close()  # type: ignore[attr-defined]
         if self._sizes.tested:
-            found["test"] = self._tested(form, path, prepared)
-        return found
+            yield "test", self._tested(form, path, prepared)
 
     def network(self, path: Path) -> dict[str, float]:
         """The training loop without reading."""

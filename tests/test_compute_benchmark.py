@@ -59,6 +59,80 @@ def test_a_failing_cell_ends_neither_its_table_nor_the_run(parts: Any) -> None:
     assert times["works"] >= 0
 
 
+def test_sections_have_their_share_and_what_is_left_of_those_before(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    compute = import_module("compute")
+    assert sum(compute.SHARES.values()) == pytest.approx(1)
+    ends = compute.ends_of(list(compute.SHARES), 500)
+    assert list(ends.values()) == sorted(ends.values())
+    assert ends["files"] == pytest.approx(500)
+    assert ends["train"] - ends["rates"] == pytest.approx(500 * compute.SHARES["train"])
+    assert compute.ends_of(["sweep"], 60) == {"sweep": pytest.approx(60)}
+    assert compute.ends_of([], 60) == {}
+
+    scale, timing = parts("scale"), parts("timing")
+    timer = timing.Timer(torch.device("cpu"), time.monotonic() + 100)
+    bench = scale.Bench(torch.device("cpu"), scale.TINY, timer, parts("page").Page(), True)
+    given: dict[str, float] = {}
+    for name, module, function in (
+        ("norms", "norms", "measure_norms"),
+        ("sweep", "train", "measure_sweep"),
+    ):
+        monkeypatch.setattr(
+            parts(module), function, lambda _, seconds, name=name: given.update({name: seconds})
+        )
+    for section in ("norms", "sweep"):
+        compute.gpu_sections(bench, ["norms", "sweep", "roofline"])[section]()
+    shares = compute.SHARES
+    assert given["norms"] == pytest.approx(
+        100 * shares["norms"] / (shares["norms"] + shares["sweep"]), abs=2
+    )
+    assert given["sweep"] == pytest.approx(100, abs=2)  # norms took no time
+
+
+def test_files_are_measured_as_far_as_time_allows(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was found before the end counts, and nothing of it goes on."""
+    files, scale, timing, bars = (parts(name) for name in ("files", "scale", "timing", "bars"))
+    alive = tmp_path / "alive"
+    script = tmp_path / "slow.py"
+    script.write_text(
+        f"""
+import json, subprocess, sys, time
+from pathlib import Path
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(4); open({str(alive)!r}, 'w')"])
+out = sys.argv[sys.argv.index("--out") + 1]
+both = {{"clips_per_second": 1234.0, "data_wait": 0.05}}
+Path(out).write_text(json.dumps({{"prepared": {{"reading": 2000.0, "both": both}}}}))
+print("so far", flush=True)
+time.sleep(600)
+"""
+    )
+    monkeypatch.setattr(files, "SCRIPT", script)
+    monkeypatch.setattr(files, "STOPPING_SECONDS", 1)
+    device = torch.device("cpu")
+    timer = timing.Timer(device, time.monotonic() + 600)
+    bench = scale.Bench(device, scale.TINY, timer, parts("page").Page(), True)
+    began = time.monotonic()
+    files.measure_files(bench, 3)
+    assert time.monotonic() - began < 30
+    assert "so far" in bench.page.lines
+    assert any("time is up" in line for line in bench.page.lines)
+    bars.judge(bench, bars.GPU_BARS)
+    rows = {
+        row[1].strip(): row for row in (line.split("|") for line in bench.page.lines) if row[1:]
+    }
+    assert rows["training from prepared files, clips/s"][4] == " met "
+    assert rows["the same, share of time the GPU waits"][4] == " met "
+    tested = "minutes of Kinetics-400's ten-clip test, GN, from prepared files"
+    assert rows[tested][4] == " unmeasured "
+    time.sleep(max(0.0, began + 6 - time.monotonic()))
+    assert not alive.exists()
+
+
 def test_rounds_end_when_time_is_up(parts: Any) -> None:
     timer = parts("timing").Timer(torch.device("cpu"), time.monotonic() - 1)
     calls: list[int] = []
@@ -196,8 +270,8 @@ def test_every_form_is_updated_by_the_same_optimiser(
 
 @pytest.mark.slow
 def test_every_section_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
-    """In one process, which starts once for all of them."""
-    sections = "rates,norms,train,test,convs,roofline,sweep,bars"
+    """In one process, which starts once for all of them, and one that reads files."""
+    sections = "rates,train,compile,norms,test,convs,sweep,files,roofline,bars"
     command = [sys.executable, str(BENCHMARKS / "compute.py"), "--dry-run", "--out", str(tmp_path)]
     command += ["--sections", sections]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -207,7 +281,11 @@ def test_every_section_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, printed
-    assert "failed" not in printed
+    cells = [line for line in printed.splitlines() if line.startswith(("|", "**"))]
+    assert "failed" not in "".join(cells)
     (page,) = tmp_path.iterdir()
     assert page.read_text() == printed
     assert all(f"({name}: " in printed for name in sections.split(","))
+    bars = [cell for cell in cells if "prepared files" in cell]
+    assert len(bars) == 2
+    assert "unmeasured" not in "".join(bars)

@@ -97,6 +97,14 @@ GPU_BARS = [
         )
         for norm, way in (("GN", GN_TEST), ("BN", BN_TEST))
     ),
+    Bar("training from prepared files, clips/s", lambda k: k["files clips/s"], 1000.0, True),
+    Bar("the same, share of time the GPU waits", lambda k: k["files waiting"], 0.1, False),
+    Bar(
+        "minutes of Kinetics-400's ten-clip test, GN, from prepared files",
+        lambda k: TEST_VIDEOS / k["files test videos/s"] / 60,
+        4.0,
+        False,
+    ),
 ]
 
 

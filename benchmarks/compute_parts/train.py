@@ -22,8 +22,9 @@ from compute_parts.timing import Failure, Memory, Timer, attempt, free
 KINDS = ("allocated", "reserved")
 """Attributes of :class:`Memory`."""
 WARM_UP = 3
-COMPILE_SECONDS = 45
-"""About what compiling a network takes; it is not begun with less left."""
+COMPILE_SECONDS = 20
+"""Compiling a network takes more; it is not begun with less left. What it takes beyond the time of
+its section the next one lacks: nothing can break off a compiler within a backward pass."""
 
 EAGER = [Form("bn"), BASE, Form("gn"), Form("gn", memory_format=LAST)]
 FUSED_FORMS = [
