@@ -333,7 +333,8 @@ class ComputeConfig:
     ``auto``: on GPUs ``mixed``, or ``2d`` where cuDNN's 3D convolutions are wrong."""
     recompute: Literal["none", "act", "act+conv_c", "block"] = "none"
     """What the backward pass computes again instead of keeping it: the activations between a
-    block's convolutions; those and the output of its last convolution; whole blocks."""
+    block's convolutions; those and the outputs of its last convolution and of its shortcut's;
+    whole blocks."""
     graphs: AutoOnOff = "auto"
     """Launch the kernels of a training pass all at once, as CUDA graphs. ``auto``: where norms are
     fused and the device has room for them and a validation beside, but for accumulated gradients

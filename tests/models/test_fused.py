@@ -105,6 +105,22 @@ def test_no_bit_of_a_step_depends_on_what_is_computed_again(norm, ways) -> None:
                 assert torch.equal(tensor, second[name]), name
 
 
+@pytest.mark.parametrize("norm", ["gn", "bn"])
+def test_no_bit_depends_on_it_in_halves_and_views_either(norm: str) -> None:
+    """As a GPU trains; shortcuts are projected, one of them in steps of two pixels."""
+    results = []
+    for recompute in RECOMPUTE[:3]:
+        form = Execution("fused", "2d", recompute, torch.channels_last_3d)
+        network = form.apply(tiny(norm))
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            results.append(learned(network, clips()))
+    assert results[0][0].dtype == torch.bfloat16
+    for logits, gradients in results[1:]:
+        assert torch.equal(logits, results[0][0])
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, results[0][1][name]), name
+
+
 def kept_bytes(network: nn.Module) -> int:
     """What a forward pass leaves to the backward pass, on the meta device."""
     network = copy.deepcopy(network).to("meta")
@@ -125,8 +141,8 @@ def test_each_way_keeps_less_than_the_one_before() -> None:
     assert [plain, *kept] == sorted({plain, *kept}, reverse=True)
 
 
-def test_activations_and_the_last_convolutions_output_are_what_is_not_kept() -> None:
-    """In a block of C channels at P places: two of C P, then one of 4 C P as well."""
+def test_activations_and_the_outputs_before_the_sum_are_what_is_not_kept() -> None:
+    """In a block of C channels at P places: two of C P, then two of 4 C P as well."""
     place = 4 * SIZE[0] * 4 * 4  # bytes of one step of a channel behind the stem and its pool
     found = {}
     for way in ("none", "act", "act+conv_c"):
@@ -136,7 +152,7 @@ def test_activations_and_the_last_convolutions_output_are_what_is_not_kept() -> 
         found[way] = kept_bytes(network)
     steps = SIZE[2]
     assert found["none"] - found["act"] == 2 * 4 * steps * place
-    assert found["act"] - found["act+conv_c"] == 4 * 4 * steps * place
+    assert found["act"] - found["act+conv_c"] == 2 * 4 * 4 * steps * place
 
 
 def test_autocast_keeps_the_lower_precision() -> None:

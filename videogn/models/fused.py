@@ -6,7 +6,7 @@ H x W positions.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from videogn.models.recompute import Recipe, dropping, recomputed_block
 
 RECOMPUTE = ("none", "act", "act+conv_c", "block")
 """What of a residual block the backward pass computes again: nothing; the two activations between
-its convolutions; those and the last convolution's output; everything."""
+its convolutions; those and the outputs of the last convolution and the shortcut's; everything."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -139,18 +139,14 @@ class FusedBlock(nn.Module):
         parts: Any = self.branch2
         a = parts.norm_a(parts.conv_a(x), relu=True)
         b = parts.norm_b(parts.conv_b(a), relu=True)
-        out: Tensor = parts.norm_c(parts.conv_c(b), self._shortcut(x), relu=True)
+        shortcut = x if self.branch1_conv is None else self.branch1_norm(self.branch1_conv(x))
+        out: Tensor = parts.norm_c(parts.conv_c(b), shortcut, relu=True)
         return out
 
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.branch1_conv is None:
-            return x
-        shortcut: Tensor = self.branch1_norm(self.branch1_conv(x))
-        return shortcut
-
     def _sparing(self, x: Tensor) -> Tensor:
-        """The same; the convolutions' inputs, and perhaps the last one's output, are not kept."""
+        """The same; the convolutions' inputs, and perhaps outputs behind them, are not kept."""
         parts: Any = self.branch2
+        outputs_too = self.recompute == "act+conv_c"
         a, recipe = _activated(parts.norm_a, parts.conv_a(x))
         with dropping(a, recipe):
             z = parts.conv_b(a)
@@ -159,11 +155,15 @@ class FusedBlock(nn.Module):
         with dropping(b, recipe):
             c = parts.conv_c(b)
         del b
-        shortcut = self._shortcut(x)
-        dropped: AbstractContextManager[None] = nullcontext()
-        if self.recompute == "act+conv_c":
-            dropped = dropping(c, _convolved(parts.conv_c, recipe, c.dtype))
-        with dropped:
+        shortcut = x
+        if self.branch1_conv is not None:
+            shortcut, kept = self.branch1_conv(x), x.detach()
+            again = _convolved(self.branch1_conv, lambda: kept, shortcut.dtype)
+            with dropping(shortcut, again) if outputs_too else nullcontext():
+                shortcut = self.branch1_norm(shortcut)
+        # Its own backward pass needs the input of conv_c too: it is made once for both.
+        again = _convolved(parts.conv_c, lambda: recipe(keep=True), c.dtype)
+        with dropping(c, again) if outputs_too else nullcontext():
             out: Tensor = parts.norm_c(c, shortcut, relu=True)
         return out
 
@@ -176,16 +176,17 @@ def _activated(norm: Any, z: Tensor) -> tuple[Tensor, Recipe]:
     return norm.act(z, statistics, relu=True), recipe
 
 
-def _convolved(convolution: nn.Module, recipe: Recipe, dtype: torch.dtype) -> Recipe:
-    """A convolution's output, by its input's recipe; its own backward pass needs that too.
+def _convolved(convolution: nn.Module, source: Callable[[], Tensor], dtype: torch.dtype) -> Recipe:
+    """A convolution's output.
 
     Args:
+        source: gives its input.
         dtype: of the output. The backward pass runs outside of autocast.
     """
 
     def compute() -> Tensor:
         weights = {name: p.to(dtype) for name, p in convolution.named_parameters()}
-        out: Tensor = functional_call(convolution, weights, (recipe(keep=True),))
+        out: Tensor = functional_call(convolution, weights, (source().to(dtype),))
         return out
 
     return Recipe(compute)
