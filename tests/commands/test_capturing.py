@@ -12,10 +12,11 @@ from videogn.commands import capturing, run_parts
 from videogn.commands.capturing import captured
 from videogn.config import ComputeConfig, Config, TrainConfig
 from videogn.distributed import World
-from videogn.engine import memory, rehearsal
+from videogn.engine import memory_plan, rehearsal
 from videogn.engine.device_memory import gib
 from videogn.engine.graphs import Uncaptured
-from videogn.engine.memory import MemoryPlan, Moments, StepMemory
+from videogn.engine.memory import Moments, StepMemory
+from videogn.engine.memory_plan import MemoryPlan
 from videogn.engine.runs import RunFolder
 from videogn.errors import RunError
 
@@ -188,7 +189,7 @@ def test_a_pass_that_shall_be_captured_and_cannot_says_what_to_set(
 
 def test_memory_is_asked_for_before_a_pass_is_captured(tiny, capsys, monkeypatch, wanted) -> None:
     shapes = capturing_by(monkeypatch, None)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory_plan, "available_bytes", lambda device: 1000)
     message = error_of(capsys, "train", tiny.config, f"out={tiny.folder / 'run'}")
     assert "train.clips_per_gpu=4 needs about" in message
     assert "not one clip fits" in message

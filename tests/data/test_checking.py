@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from lethal import never_done
 
-from videogn.data import checking, decode, processes
+from videogn.data import checking, processes, video_files
 from videogn.data.checking import Facts, Progress, examine, examine_all, judge, name_fault
 from videogn.data.listed import ListedVideo
 from videogn.data.processes import Pool
@@ -108,7 +108,7 @@ def test_each_damage_has_its_code(kind, code, detail, make_video, tmp_path):
 def test_too_many_pixels(name, limit, make_video, monkeypatch):
     path = str(make_video(size=(64, 96)))
     assert examine(path).code is None
-    monkeypatch.setattr(decode, name, limit)
+    monkeypatch.setattr(video_files, name, limit)
     facts = examine(path)
     assert (facts.code, facts.detail) == ("huge", "frames of 96x64 pixels are too large")
 

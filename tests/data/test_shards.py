@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from videogn.data.annotations import ListFormat, read_any_videos, read_videos
-from videogn.data.decode import PyAVReader, decode_whole, matroska_size
+from videogn.data.decode import PyAVReader, decode_whole
+from videogn.data.evidence import matroska_size
 from videogn.data.indexing import index_entry
 from videogn.data.opening import VideoOpener
 from videogn.data.packet_scan import index_video

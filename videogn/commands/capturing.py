@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from videogn.config import Config
 from videogn.distributed import World, gather_over_ranks
 from videogn.engine.graphs import Uncaptured, try_replayed
-from videogn.engine.memory import MemoryPlan
+from videogn.engine.memory_plan import MemoryPlan
 from videogn.errors import RunError
 
 

@@ -21,15 +21,8 @@ from videogn.config_files import load_config
 from videogn.data.protocols import PROTOCOLS
 from videogn.engine.arithmetic import PRECISIONS, set_arithmetic
 from videogn.engine.compute import A_GPU, Machine
-from videogn.engine.memory import (
-    CARD_RESERVE,
-    CARDS_GB,
-    GB,
-    SLACK,
-    StepMemory,
-    measure_step,
-    predict_memory,
-)
+from videogn.engine.memory import CARD_RESERVE, CARDS_GB, GB, SLACK, StepMemory, predict_memory
+from videogn.engine.memory_plan import measure_step
 from videogn.errors import RunError, UserError
 from videogn.models.norm import NORMS
 from videogn.models.summary import Cost, LayerRow, Summary, cost_of, meta_network, summarise

@@ -31,7 +31,7 @@ from videogn.distributed import World, any_rank
 from videogn.engine.arithmetic import autocast, dtype_of
 from videogn.engine.checkpoint import Trained, TrainingState, load_checkpoint
 from videogn.engine.compute import Machine, choose_execution, uses_graphs
-from videogn.engine.memory import MemoryPlan, check_memory
+from videogn.engine.memory_plan import MemoryPlan, check_memory
 from videogn.engine.mixing import make_mixing
 from videogn.engine.optim import build_optimizer
 from videogn.engine.percentiles import find_layer

@@ -16,7 +16,7 @@ from videogn.commands.train import StepTime, prepare, time_step
 from videogn.config_files import load_config
 from videogn.distributed import World, joined_world
 from videogn.engine.arithmetic import set_arithmetic
-from videogn.engine.memory import memory_told
+from videogn.engine.memory_plan import memory_told
 from videogn.engine.plan import TrainPlan
 from videogn.errors import RunError
 

@@ -44,7 +44,7 @@ from videogn.distributed import World, from_first_rank, gather_over_ranks, joine
 from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.checkpoint import TrainingState
 from videogn.engine.lock import run_lock
-from videogn.engine.memory import memory_told
+from videogn.engine.memory_plan import memory_told
 from videogn.engine.plan import TrainPlan, make_plan
 from videogn.engine.rehearsal import rehearse
 from videogn.engine.resuming import share_batch

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import av
 
-from videogn.data.decode import decode_whole, matroska_size
+from videogn.data.decode import decode_whole
+from videogn.data.evidence import matroska_size
 from videogn.data.images import ImageReader, is_image
 from videogn.data.listed import ListedVideo
 from videogn.data.processes import Lost, Pool, known_or_run

@@ -20,17 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from videogn.data.decode import (
-    FrameIndices,
-    best_stream,
-    check_regular_file,
-    checked_indices,
-    errors_named,
-    gather,
-    opened,
-    packet_seconds,
-)
+from videogn.data.decode import FrameIndices, checked_indices, gather, packet_seconds
 from videogn.data.rgb import Box
+from videogn.data.video_files import best_stream, check_regular_file, errors_named, opened
 from videogn.errors import DecodeError, UserError
 
 BATCH = 16
@@ -41,7 +33,7 @@ ANSWER_SECONDS = 60.0
 
 
 class DecordReader:
-    """A video as decord reads it, opened under the rules of :mod:`videogn.data.decode`.
+    """A video as decord reads it, opened under the rules of :mod:`videogn.data.video_files`.
 
     Raises:
         DecodeError: decord cannot read the file, crashed over it or hangs.

@@ -14,9 +14,10 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from videogn.data.decode import BAD_FILE_ERRORS, decode_whole, exact
+from videogn.data.decode import decode_whole
 from videogn.data.probing import probe
 from videogn.data.rgb import quarter_turns, without_light
+from videogn.data.video_files import BAD_FILE_ERRORS, exact
 from videogn.errors import DecodeError
 
 USUAL_RATE = Fraction(25)

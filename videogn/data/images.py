@@ -19,16 +19,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from videogn.data.decode import (
-    MAX_PIXELS,
-    MAX_SIDE,
-    FrameIndices,
-    check_regular_file,
-    checked_indices,
-    gather,
-)
+from videogn.data.decode import FrameIndices, checked_indices, gather
 from videogn.data.list_checks import IMAGE_SUFFIXES, suffix_of
 from videogn.data.rgb import Box
+from videogn.data.video_files import MAX_PIXELS, MAX_SIDE, check_regular_file
 from videogn.errors import DecodeError
 from videogn.files import locate, state_of
 

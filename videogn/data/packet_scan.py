@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from videogn.data.decode import Evidence, chosen_stream, errors_named, nominal_rate, opened
+from videogn.data.evidence import Evidence
 from videogn.data.packets import (
     REFERENCE,
     ByteReader,
@@ -23,6 +23,7 @@ from videogn.data.packets import (
 )
 from videogn.data.rgb import Stored, stored_as
 from videogn.data.times import FrameTimes, frame_times
+from videogn.data.video_files import chosen_stream, errors_named, nominal_rate, opened
 from videogn.errors import DecodeError
 
 MAX_HEADER = 64

@@ -22,16 +22,10 @@ import av
 import numpy as np
 from av.codec.context import CodecContext
 
-from videogn.data.decode import (
-    MAX_PIXELS,
-    DecodingReader,
-    FrameIndices,
-    checked_indices,
-    errors_named,
-    known_seconds,
-)
+from videogn.data.decode import DecodingReader, FrameIndices, checked_indices, known_seconds
 from videogn.data.rgb import Stored
 from videogn.data.times import FrameTimes
+from videogn.data.video_files import MAX_PIXELS, errors_named
 from videogn.errors import DecodeError
 from videogn.files import locate
 

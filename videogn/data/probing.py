@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from videogn.data.clips import RandomClips
-from videogn.data.decode import best_stream, errors_named, nominal_rate, opened
 from videogn.data.images import is_image, read_header
+from videogn.data.video_files import best_stream, errors_named, nominal_rate, opened
 
 MICROSECONDS = 1_000_000
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from av.stream import Disposition
 
-from videogn.data.decode import chosen_stream, errors_named, matroska_size, opened
+from videogn.data.evidence import matroska_size
 from videogn.data.packet_scan import nal_length_bytes, nal_units
 from videogn.data.rgb import CHROMA_STEPS
+from videogn.data.video_files import chosen_stream, errors_named, opened
 
 CONTAINERS = {"mov", "matroska"}
 """First of FFmpeg's names of a format: mp4 and its kin, Matroska and WebM."""

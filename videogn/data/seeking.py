@@ -17,18 +17,14 @@ import numpy as np
 
 from videogn.data.bitstreams import Picture, UncertainError, inspector
 from videogn.data.decode import (
-    BAD_FILE_ERRORS,
     DecodingReader,
     FrameIndices,
     PyAVReader,
     VideoReader,
     checked_indices,
-    chosen_stream,
     known_seconds,
-    matroska_size,
-    nominal_rate,
-    opened,
 )
+from videogn.data.evidence import matroska_size
 from videogn.data.packet_scan import content_offset, with_starts
 from videogn.data.packets import (
     REFERENCE,
@@ -41,6 +37,7 @@ from videogn.data.packets import (
 )
 from videogn.data.rgb import Stored, quarter_turns
 from videogn.data.times import frame_times
+from videogn.data.video_files import BAD_FILE_ERRORS, chosen_stream, nominal_rate, opened
 from videogn.errors import DecodeError
 from videogn.files import state_of
 

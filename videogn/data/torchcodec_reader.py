@@ -13,16 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from videogn.data.decode import (
-    FrameIndices,
-    checked_indices,
-    chosen_stream,
-    errors_named,
-    gather,
-    opened,
-    packet_seconds,
-)
+from videogn.data.decode import FrameIndices, checked_indices, gather, packet_seconds
 from videogn.data.rgb import Box
+from videogn.data.video_files import chosen_stream, errors_named, opened
 from videogn.errors import DecodeError, UserError
 
 BATCH = 16
@@ -30,7 +23,7 @@ BATCH = 16
 
 
 class TorchcodecReader:
-    """A video as torchcodec reads it, opened under the rules of :mod:`videogn.data.decode`.
+    """A video as torchcodec reads it, opened under the rules of :mod:`videogn.data.video_files`.
 
     Args:
         number: of the stream among the file's video streams; None for the one ffmpeg calls best.

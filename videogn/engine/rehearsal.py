@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from videogn.config import ClipConfig
 from videogn.engine.arithmetic import autocast
-from videogn.engine.memory import MemoryPlan, memory_told
+from videogn.engine.memory_plan import MemoryPlan, memory_told
 from videogn.engine.percentiles import check_called, watched
 from videogn.engine.precise_bn import Buffers
 from videogn.engine.trainer import Run, network_input, set_training

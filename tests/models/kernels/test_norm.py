@@ -243,7 +243,7 @@ def test_group_norm_of_many_tiles_holds_at_large_means(
 
 def test_the_mean_and_the_spread_hold_at_large_means(device: torch.device) -> None:
     layer = draw(Case((2, 8, 4, 9, 7), mean=1e4), device)
-    mean, rstd = norm._norm_stats(layer.x.detach(), 4, False, 1e-5)
+    mean, rstd = norm.norm_stats(layer.x.detach(), 4, False, 1e-5)
     values = layer.x.detach().double().reshape(2, 4, -1)
     # Half a step of float32 at 1e4 is 4.9e-4.
     torch.testing.assert_close(mean.double(), values.mean(-1), rtol=0, atol=5e-4)
@@ -382,10 +382,10 @@ def test_autocast_keeps_the_dtype_of_x(device: torch.device) -> None:
 @pytest.mark.parametrize(("residual", "relu"), [(True, True), (True, False), (False, True)])
 def test_operators_keep_torchs_rules(device: torch.device, residual: bool, relu: bool) -> None:
     layer = draw(Case((1, 4, 1, 2, 3), 2, residual=residual), device)
-    mean, rstd = norm._norm_stats(layer.x.detach(), 2, False, 1e-5)
-    opcheck(norm._norm_stats, (layer.x.detach(), 2, False, 1e-5))
+    mean, rstd = norm.norm_stats(layer.x.detach(), 2, False, 1e-5)
+    opcheck(norm.norm_stats, (layer.x.detach(), 2, False, 1e-5))
     arguments = (layer.x, mean, rstd, layer.weight, layer.bias, layer.residual, relu, False)
-    opcheck(norm._norm_act, arguments)
+    opcheck(norm.norm_act, arguments)
 
 
 @pytest.mark.parametrize("relu", [True, False])
