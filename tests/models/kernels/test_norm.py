@@ -17,7 +17,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from videogn.models.kernels import norm, tiling
+from videogn.models.kernels import norm, norm_operators, tiling
 from videogn.models.kernels.norm import batch_norm, batch_norm_statistics, group_norm
 
 # Of the interpreter of Triton 3.6.
@@ -223,8 +223,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
             "_MAP_PROGRAMS": 4,
         }.items():
             monkeypatch.setattr(tiling, name, value)
-        monkeypatch.setattr(norm, "_MERGE_BLOCK", 8)
-        monkeypatch.setattr(norm, "_MERGE_SPLITS", 2)
+        monkeypatch.setattr(norm_operators, "_MERGE_BLOCK", 8)
+        monkeypatch.setattr(norm_operators, "_MERGE_SPLITS", 2)
         # The module's plans are left as they are.
         monkeypatch.setattr(tiling, "plan", tiling.plan.__wrapped__)
 
