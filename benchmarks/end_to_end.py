@@ -25,6 +25,8 @@ from typing import Any
 CELL_CLIPS = 25_600_000
 TEST_VIDEOS = 19_761
 FORMS = ("plain", "prepared")
+OTHERS = ("reading", "network", "peers")
+"""What training and test from files do without."""
 
 
 def main() -> None:
@@ -57,6 +59,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="config values")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--skip", nargs="+", choices=OTHERS, default=[])
     parser.add_argument("--files", type=Path, help="folder that the videos stay in for another run")
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, to see that it runs")
@@ -65,11 +68,12 @@ def arguments() -> argparse.Namespace:
 
 def table(found: dict[str, Any]) -> str:
     """What was found, as text."""
-    alone = found["network"]["clips_per_second"]
+    alone = "not measured"
+    if "network" in found:
+        alone = f"{found['network']['clips_per_second']:,.1f} clips/s"
     lines = [
         f"{found['norm']}, {found['layout']}, {found['num_frames']}x{found['frame_stride']}, "
-        f"{found['precision']}, {found['clips_per_gpu']} clips per GPU: network alone "
-        f"{alone:,.1f} clips/s",
+        f"{found['precision']}, {found['clips_per_gpu']} clips per GPU: network alone {alone}",
         "form        reading      both    device waits    GPU memory    one cell      test      "
         "K400 test",
     ]
@@ -79,13 +83,14 @@ def table(found: dict[str, Any]) -> str:
             pace = found[form]["test"]["videos_per_second"]
             test = f"{pace:10.1f}{TEST_VIDEOS / pace / 60:11.1f} min"
         memory = f"{both['peak_gib']:6.1f} GiB" if "peak_gib" in both else "         -"
+        reading = f"{found[form]['reading']:10,.1f}" if "reading" in found[form] else f"{'-':>10}"
         lines.append(
-            f"{form:9}{found[form]['reading']:10,.1f}{both['clips_per_second']:10,.1f}"
+            f"{form:9}{reading}{both['clips_per_second']:10,.1f}"
             f"{100 * both['data_wait']:14.1f} %    {memory}"
             f"{CELL_CLIPS / both['clips_per_second'] / 3600:10.1f} h{test}"
         )
     lines.append("reading, both: clips/s; test: videos/s; one cell: 25.6 million clips")
-    for name, value in found["peers"].items():
+    for name, value in found.get("peers", {}).items():
         told = value if isinstance(value, str) else f"{value:,.1f} clips/s from the prepared files"
         lines.append(f"peer {name}: {told}")
     return "\n".join(lines)

@@ -85,8 +85,10 @@ def measured(words: argparse.Namespace) -> dict[str, Any]:
                 found[form][name] = value
                 say(f"{form}, {name}: {json.dumps(value)}")
                 keep(found, words.out)
-        found["network"] = bench.network(lists["plain"])
-        found["peers"] = peers(lists["prepared"], sizes, device)
+        if "network" not in words.skip:
+            found["network"] = bench.network(lists["plain"])
+        if "peers" not in words.skip:
+            found["peers"] = peers(lists["prepared"], sizes, device)
     keep(found, words.out)
     return found
 
@@ -135,7 +137,8 @@ class Bench:
         """Reading, training and testing of one form of the videos, each when it is done."""
         prepared = self._prepared(form, path)
         batches = train_batches(prepared, self._world, say, 0, prepared.plan.iterations)
-        yield "reading", self._reading(batches)
+        if "reading" not in self._words.skip:
+            yield "reading", self._reading(batches)
         yield "both", self._trained(prepared, batches)
         batches.close()  # type: ignore[attr-defined]
         if self._sizes.tested:

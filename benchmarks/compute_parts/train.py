@@ -112,7 +112,7 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
 
 def sweep_row(bench: Bench, timer: Timer, point: Point) -> None:
     forms = runnable(bench, SWEPT)
-    cells = measure(bench, timer, point, forms, rounds=min(3, bench.scale.rounds))
+    cells = measure(bench, timer, point, forms, rounds=min(2, bench.scale.rounds))
     shown: list[object] = []
     for form in forms:
         cell = cells[form]
