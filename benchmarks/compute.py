@@ -168,7 +168,7 @@ def cpu_sections(words: argparse.Namespace, bench: "Bench") -> dict[str, Callabl
     compiled = not (words.no_compile or words.dry_run)
     sections: dict[str, Callable[[], None]] = {
         "recipes": lambda: cpu.measure_recipes(bench, view, compiled),
-        "cputrain": lambda: cpu.measure_cpu_training(bench, view, words.clips),
+        "cputrain": lambda: cpu.measure_cpu_training(bench, view, words.clips, compiled),
     }
     if bench.device.type == "cpu" and not words.dry_run:
         sections["bars"] = lambda: bars.judge(bench, bars.cpu_bars())

@@ -196,6 +196,36 @@ def test_memory_is_shown_and_judged_like_with_like(parts: Any) -> None:
     ]
 
 
+def test_peers_train_on_a_cpu_at_sizes_that_their_heads_are_not_made_for(parts: Any) -> None:
+    cpu, scale, timing = (parts(name) for name in ("cpu", "scale", "timing"))
+    device = torch.device("cpu")
+    timer = timing.Timer(device, time.monotonic() + 60)
+    bench = scale.Bench(device, scale.WHOLE, timer, parts("page").Page(), False)
+    assert cpu.PYTORCHVIDEO in cpu.TRAINED
+    cpu.cpu_step(bench, cpu.PYTORCHVIDEO, (8, 48, 48), 1)()
+
+
+def test_where_the_peer_fails_steps_have_no_ratio(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, scale, timing = (parts(name) for name in ("cpu", "scale", "timing"))
+    device, page = torch.device("cpu"), parts("page").Page()
+    bench = scale.Bench(device, scale.TINY, timing.Timer(device, time.monotonic()), page, True)
+
+    def step(_bench: Any, form: Any, *_: Any) -> Any:
+        if form.source != "ours":
+            raise RuntimeError("too small")
+        return lambda: None
+
+    monkeypatch.setattr(cpu, "cpu_step", step)
+    cpu.measure_cpu_training(bench, (8, 16, 16), 1, True)
+    rows = [line for line in page.lines if line.startswith(("| BN", "| GN", "| pytorchvideo"))]
+    assert len(rows) == 9
+    assert all(row.count("|") == 4 for row in rows)
+    assert rows[-1].split("|")[2:4] == [" failed: RuntimeError: too small ", " - "]
+    assert rows[0].split("|")[3] == " - "
+
+
 class ApexGroupNorm(torch.nn.Module):
     """What apex's does and asks for, by torch."""
 
@@ -271,7 +301,7 @@ def test_every_form_is_updated_by_the_same_optimiser(
 @pytest.mark.slow
 def test_every_section_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     """In one process, which starts once for all of them, and one that reads files."""
-    sections = "rates,train,compile,norms,test,convs,sweep,files,roofline,bars"
+    sections = "rates,train,compile,norms,test,convs,sweep,files,roofline,recipes,cputrain,bars"
     command = [sys.executable, str(BENCHMARKS / "compute.py"), "--dry-run", "--out", str(tmp_path)]
     command += ["--sections", sections]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

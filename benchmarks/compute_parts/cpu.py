@@ -53,13 +53,20 @@ RECIPES = [
     Recipe("test.recipe=compiled fp32", ours="compiled", compiled=True),
     Recipe("test.recipe=compiled bf16", ours="compiled", dtype=HALF, compiled=True),
 ]
+FULL_SIZE = 224
+PYTORCHVIDEO = Form("bn", source="pytorchvideo", precision="fp32")
 TRAINED = [
-    Form("bn", precision="fp32"),
-    Form("bn", memory_format=LAST, precision="fp32"),
-    Form("bn", memory_format=LAST, convolutions="2d", precision="fp32"),
-    Form("bn", source="pytorchvideo", precision="fp32"),
-    Form("gn", precision="fp32"),
-    Form("gn", memory_format=LAST, convolutions="2d", precision="fp32"),
+    *(
+        Form(norm, precision="fp32", **form)
+        for norm in ("bn", "gn")
+        for form in (
+            {},
+            {"memory_format": LAST},
+            {"memory_format": LAST, "convolutions": "2d"},
+            {"compiled": True},
+        )
+    ),
+    PYTORCHVIDEO,
 ]
 
 
@@ -173,37 +180,45 @@ def own_form(network: nn.Module, clip: Tensor, recipe: Recipe) -> Scoring:
     return logits, clip.to(dtype=recipe.dtype, memory_format=layout)
 
 
-def measure_cpu_training(bench: Bench, view: tuple[int, int, int], clips: int) -> None:
+def measure_cpu_training(
+    bench: Bench, view: tuple[int, int, int], clips: int, with_compiled: bool
+) -> None:
     """Forward and backward pass of each form, as speeds beside pytorchvideo's network."""
     page = bench.page
-    page.title(f"Training step on the CPU, {clips} clips of {'×'.join(map(str, view))}, fp32")
+    page.title(f"Training step on the CPU, {clips} clips of {'×'.join(map(str, view))}")
     page.table("form", "ms", "speed / pytorchvideo")
+    forms = [form for form in TRAINED if with_compiled or not form.compiled]
     steps: dict[str, Callable[[], object]] = {}
     failures: dict[str, Failure] = {}
-    for form in TRAINED:
+    for form in forms:
         step = attempt(lambda form=form: cpu_step(bench, form, view, clips))
         if isinstance(step, Failure):
             failures[str(form)] = step
         else:
             steps[str(form)] = step
     times = bench.timer.interleaved(steps, bench.scale.rounds, in_a_row=1) | failures
-    base = next(taken for name, taken in times.items() if name.startswith("pytorchvideo"))
+    base = times[str(PYTORCHVIDEO)]
     for name, taken in times.items():
-        if isinstance(taken, Failure) or isinstance(base, Failure):
-            page.row(name, taken)
+        if isinstance(taken, Failure):
+            page.row(name, taken, None)
         else:
-            page.row(name, 1e3 * taken, base / taken)
+            page.row(name, 1e3 * taken, None if isinstance(base, Failure) else base / taken)
 
 
 def cpu_step(
     bench: Bench, form: Form, view: tuple[int, int, int], clips: int
 ) -> Callable[[], object]:
     network = built(bench, form, next(iter(LAYOUTS))).train()
+    if form.source == "pytorchvideo" and min(view[1:]) < FULL_SIZE:
+        # Its head averages over windows of 7 x 7 places, which smaller clips do not have.
+        network.blocks[-1].pool = nn.AdaptiveAvgPool3d(1)  # type: ignore[index,union-attr]
     inputs = torch.randn(clips, 3, *view).to(memory_format=form.memory_format)
     labels = torch.zeros(clips, dtype=torch.long)
 
     def step() -> None:
-        F.cross_entropy(network(inputs), labels).backward()
+        with autocast(inputs.device, form.precision):
+            logits = network(inputs)
+        F.cross_entropy(logits.float(), labels).backward()
         network.zero_grad(set_to_none=True)
 
     step()
