@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 SHARES = {
     "rates": 0.01,
     "train": 0.22,
-    "compile": 0.19,
     "norms": 0.11,
     "test": 0.06,
     "convs": 0.05,
+    "compile": 0.19,
     "sweep": 0.16,
     "files": 0.2,
 }

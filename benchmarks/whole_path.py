@@ -35,6 +35,7 @@ from videogn.engine.arithmetic import set_arithmetic
 from videogn.engine.rehearsal import rehearse
 from videogn.engine.runs import RunLog, read_log
 from videogn.engine.trainer import train
+from videogn.files import write_text
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
 FPS, HEIGHT, WIDTH = 30, 256, 340
@@ -94,9 +95,10 @@ def measured(words: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep(found: dict[str, Any], path: Path | None) -> None:
+    """Write what is known so far; a file that is there is whole at every moment."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(found, indent=1) + "\n")
 
 
 def full_sizes(words: argparse.Namespace) -> Sizes:

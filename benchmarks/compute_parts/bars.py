@@ -152,7 +152,7 @@ def judge(bench: Bench, bars: list[Bar]) -> None:
         wanted = f"{'≥' if bar.at_least else '≤'} {shown(bar.limit)}"
         try:
             value = bar.value(bench.known)
-        except KeyError:
+        except (KeyError, ZeroDivisionError):  # no such number, or a pace of nothing
             page.row(bar.text, wanted, None, "unmeasured")
             continue
         met = value >= bar.limit if bar.at_least else value <= bar.limit

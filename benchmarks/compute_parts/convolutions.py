@@ -69,6 +69,7 @@ def measure_stems(bench: Bench, timer: Timer, shape: ConvShape) -> None:
     bench.page.table("form", "ms", "largest error", "wrong")
     for name, form in forms.items():
         if timer.left() < 0:
+            bench.page.row("time is up")
             break
         cells, errors = measure_shape(bench, shape, {name: form})
         free()

@@ -21,26 +21,35 @@ STOPPING_SECONDS = 5
 def measure_files(bench: Bench, seconds: float) -> None:
     """Training and testing from prepared files; what there is no time for is unmeasured."""
     bench.page.title("From prepared files: end_to_end.py")
+    seconds = min(seconds, bench.timer.left()) - STOPPING_SECONDS
+    if seconds <= 0:
+        bench.page.say("Time is up.")
+        return
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
-        command = [sys.executable, str(SCRIPT), "--norm", "gn", "--forms", "prepared"]
-        command += ["--skip", "reading", "network", "peers"]
-        command += ["--dry-run"] if bench.dry else list(WHOLE)
-        command += ["--out", str(out)]
+        words = ["--norm", "gn", "--forms", "prepared", "--skip", "reading", "network", "peers"]
+        words += ["--dry-run"] if bench.dry else list(WHOLE)
+        command = [sys.executable, str(SCRIPT), *words, "--out", str(out)]
         with (Path(folder) / "printed.txt").open("w+b") as printed:
-            ended = run(command, printed, min(seconds, bench.timer.left()))
+            ended = run(command, printed, seconds, Path(folder))
             printed.seek(0)
             text = printed.read().decode(errors="replace")
-        for line in ("```", f"python {' '.join(command[1:])}", *text.splitlines(), "```", ended):
+        bench.page.say(f"`python benchmarks/end_to_end.py {' '.join(words)}`")
+        for line in ("", "```", *text.splitlines(), "```", "", ended):
             bench.page.say(line)
         if out.exists():
             note(bench.known, json.loads(out.read_text())["prepared"])
 
 
-def run(command: list[str], printed: IO[bytes], seconds: float) -> str:
-    """Run a command for so many seconds at most; how it ended."""
+def run(command: list[str], printed: IO[bytes], seconds: float, folder: Path) -> str:
+    """Run a command for so many seconds at most; how it ended.
+
+    Args:
+        folder: where its temporary files go, of which it may leave some when it is ended.
+    """
     # Kernels are interpreted in a dry run of this process; that one has none on a CPU.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command,
         stdout=printed,
@@ -50,7 +59,7 @@ def run(command: list[str], printed: IO[bytes], seconds: float) -> str:
     )
     began = time.monotonic()
     try:
-        code = process.wait(max(0.0, seconds - STOPPING_SECONDS))
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"Ended after {time.monotonic() - began:.0f} s: time is up."
     finally:

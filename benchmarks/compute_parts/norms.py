@@ -239,12 +239,12 @@ def measure_pools(bench: Bench, timer: Timer) -> None:
         "C×T×H×W", "window", "layout", "torch fwd", "torch bwd", "ours fwd", "ours bwd",
         "share fwd", "share bwd",
     )  # fmt: skip
-    for name in ("pv32", "org32"):
-        work = work_of(bench.scale, name, bench.scale.clips, view(bench))
-        for shape in work.pools:
-            for layout in FORMATS:
-                if timer.left() > 0:
-                    measure_pool(bench, shape, layout)
+    works = [work_of(bench.scale, n, bench.scale.clips, view(bench)) for n in ("pv32", "org32")]
+    for shape, layout in [(s, layout) for w in works for s in w.pools for layout in FORMATS]:
+        if timer.left() < 0:
+            bench.page.row("time is up")
+            break
+        measure_pool(bench, shape, layout)
     free()
 
 
@@ -288,7 +288,8 @@ def measure_others(bench: Bench, timer: Timer, shape: NormShape) -> None:
             ways["apex GroupNorm"] = lambda layer=layer: apex_call(layer)
         for name, make in ways.items():
             if timer.left() < 0:
-                break
+                bench.page.row(name, layout, "time is up")
+                continue
             taken = attempt(lambda make=make, layer=layer: passes_seconds(bench, layer, make()))
             bench.page.row(name, layout, *milliseconds(taken))
         free()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from compute_parts.networks import (
     AUTO,
     BASE,
@@ -97,7 +99,7 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
     """Three forms over clips per GPU, layouts and lengths; few forms, for time is short."""
     timer = bench.within(seconds)
     short, long = bench.scale.frames
-    points = (("org32", short), ("pv32", short), ("pv32", long), ("org32", long))
+    points = (("pv32", long), ("org32", short), ("pv32", short), ("org32", long))
     for layout, frames in points[:1] if bench.dry else points:
         bench.page.title(f"Clips per GPU, {layout}, {frames} frames: ms per step, GB reserved")
         forms = runnable(bench, SWEPT)
@@ -128,6 +130,7 @@ def measure_compiled(bench: Bench, seconds: float) -> None:
         bench.page.title("Compiled: not in a dry run")
         return
     compare(bench, bench.within(seconds), main_point(bench), [[AUTO, *COMPILED]])
+    torch.compiler.reset()
 
 
 def compare(bench: Bench, timer: Timer, point: Point, groups: Sequence[Sequence[Form]]) -> None:
