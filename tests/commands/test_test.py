@@ -13,7 +13,7 @@ from driving import drive
 from tiny_run import tiny_setup
 
 from videogn.cli import main
-from videogn.commands import test_parts
+from videogn.commands import scoring_job, test_parts
 from videogn.data.decode import PyAVReader
 from videogn.files import sha256_of
 from videogn.models.weights import load_model, read_info
@@ -177,7 +177,7 @@ def test_auto_on_a_cpu_with_bf16_is_near_fp32(tiny, trained: Path, monkeypatch) 
 
 
 def test_hosts_of_different_kinds_are_refused(tiny, trained: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(test_parts, "gather_over_ranks", lambda mine: [mine, "bf16, compiled"])
+    monkeypatch.setattr(scoring_job, "gather_over_ranks", lambda mine: [mine, "bf16, compiled"])
     words = ["test", str(trained / "config.yaml"), "--checkpoint", str(trained)]
     assert main([*words, "test.precision=fp32", "test.recipe=views"]) == 2
     error = capsys.readouterr().err
@@ -238,8 +238,8 @@ def test_wrong_short_forms_are_one_readable_error(tiny, capsys, words, expected:
 
 def test_short_forms_reach_the_processes_that_are_started(tiny, monkeypatch, trained) -> None:
     started = []
-    monkeypatch.setattr(test_parts, "must_launch", lambda gpus: True)
-    monkeypatch.setattr(test_parts, "launch", lambda gpus, words: started.append(words) or 0)
+    monkeypatch.setattr(scoring_job, "must_launch", lambda gpus: True)
+    monkeypatch.setattr(scoring_job, "launch", lambda gpus, words: started.append(words) or 0)
     words = ["--gpus", "2", "--protocol", "mmaction2", "--clips", "4", "test.views_per_pass=2"]
     assert main(["test", str(tiny.config), "--checkpoint", str(trained), *words]) == 0
     overrides = {"test.protocol=mmaction2", "test.num_clips=4", "test.views_per_pass=2"}
@@ -292,7 +292,7 @@ def test_another_test_that_ended_while_the_lock_was_waited_for_is_kept(
         (out / "results.json").write_text('{"protocol": "center"}')
         yield
 
-    monkeypatch.setattr(test_parts, "run_lock", waited)
+    monkeypatch.setattr(scoring_job, "run_lock", waited)
     words = ["test", trained / "config.yaml", "--checkpoint", trained, "--out", out]
     assert "protocol: center there, paper now" in error_of(capsys, *words)
     assert [path.name for path in out.iterdir()] == ["results.json"]

@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from videogn.commands.options import with_short_forms
+from videogn.commands.scoring_job import Job, job_of_file, run_on_ranks
 from videogn.commands.test_parts import (
-    Job,
     Prepared,
     add_test_arguments,
     default_folder,
     describe,
-    job_of_file,
     prepare,
-    run_on_ranks,
 )
 from videogn.config_files import LoadedConfig
 from videogn.distributed import World

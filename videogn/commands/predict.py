@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from videogn.commands.options import add_short_forms, with_short_forms
+from videogn.commands.scoring_job import Job, job_of_file, partial_folder, run_on_ranks
 from videogn.commands.test_parts import (
-    Job,
     Prepared,
     add_test_arguments,
     default_folder,
     describe,
-    job_of_file,
-    partial_folder,
     prepare,
-    run_on_ranks,
 )
 from videogn.config_files import LoadedConfig
 from videogn.data.list_checks import VideoRecord, videos_under

@@ -5,14 +5,13 @@ from functools import partial
 from pathlib import Path
 
 from videogn.commands.options import add_short_forms, with_short_forms
+from videogn.commands.scoring_job import Job, run_on_ranks
 from videogn.commands.test_parts import (
-    Job,
     Prepared,
     add_test_arguments,
     default_folder,
     describe,
     prepare,
-    run_on_ranks,
 )
 from videogn.config_files import LoadedConfig
 from videogn.distributed import World

@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.library import opcheck
+from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -383,9 +382,9 @@ def test_autocast_keeps_the_dtype_of_x(device: torch.device) -> None:
 def test_operators_keep_torchs_rules(device: torch.device, residual: bool, relu: bool) -> None:
     layer = draw(Case((1, 4, 1, 2, 3), 2, residual=residual), device)
     mean, rstd = norm.norm_stats(layer.x.detach(), 2, False, 1e-5)
-    opcheck(norm.norm_stats, (layer.x.detach(), 2, False, 1e-5))
+    library.opcheck(norm.norm_stats, (layer.x.detach(), 2, False, 1e-5))
     arguments = (layer.x, mean, rstd, layer.weight, layer.bias, layer.residual, relu, False)
-    opcheck(norm.norm_act, arguments)
+    library.opcheck(norm.norm_act, arguments)
 
 
 @pytest.mark.parametrize("relu", [True, False])

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses import FakeTensorMode
-from torch.library import opcheck
 
 from videogn.models.i3d import LAYOUTS
 from videogn.models.kernels import pool
@@ -153,10 +152,10 @@ def test_the_operators_keep_torchs_rules(
     x = distinct((1, 3, 4, 6, 5), device, torch.float32).to(memory_format=memory_format)
     window = ([2, 3, 3], [2, 2, 2], [0, 1, 1])
     operators = torch.ops.videogn
-    opcheck(operators.max_pool3d.default, (x.requires_grad_(), *window))
+    library.opcheck(operators.max_pool3d.default, (x.requires_grad_(), *window))
     y, codes = operators.max_pool3d(x.detach(), *window)
     arguments = (torch.randn_like(y), codes, x.shape, *window)
-    opcheck(operators.max_pool3d_backward.default, arguments)
+    library.opcheck(operators.max_pool3d_backward.default, arguments)
 
 
 def test_compiled_without_a_break(device: torch.device) -> None:

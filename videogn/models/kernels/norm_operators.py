@@ -17,13 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import Library, register_fake
+from torch import Tensor, library
 
 from videogn.models.kernels.launch import kernels_for, on_device
 from videogn.models.kernels.tiling import dense, plan_of
 
-_LIBRARY = Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY = library.Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _SCHEMAS = (
     "norm_stats(Tensor x, int num_groups, bool over_batch, float eps) -> (Tensor, Tensor)",
     "norm_act(Tensor x, Tensor mean, Tensor rstd, Tensor weight, Tensor bias, Tensor? residual,"
@@ -304,7 +303,7 @@ for _schema, _run, _fake in zip(_SCHEMAS, _RUNS, _FAKES, strict=True):
     _name = _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _run, "CUDA")  # type: ignore[no-untyped-call]
     _LIBRARY.impl(_name, _run, "CPU")  # type: ignore[no-untyped-call]
-    register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
+    library.register_fake(f"videogn::{_name}", _fake, lib=_LIBRARY)
 _LIBRARY.impl("norm_act", _act_autograd, "Autograd")  # type: ignore[no-untyped-call]
 
 norm_stats: Callable[..., tuple[Tensor, Tensor]] = torch.ops.videogn.norm_stats.default

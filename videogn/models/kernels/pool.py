@@ -8,8 +8,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import Library, register_autograd, register_fake
+from torch import Tensor, library
 
 from videogn.models.kernels.launch import kernels_for, on_device
 
@@ -21,7 +20,7 @@ MAX_WINDOW = 256
 TILE = 1024
 """Elements of a program: eight for each thread of four warps."""
 
-_LIBRARY = Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY = library.Library("videogn", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
     "max_pool3d(Tensor x, int[3] kernel, int[3] stride, int[3] padding) -> (Tensor, Tensor)"
 )
@@ -154,6 +153,6 @@ def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None, N
 for _device in ("CUDA", "CPU"):
     _LIBRARY.impl("max_pool3d", _forward, _device)  # type: ignore[no-untyped-call]
     _LIBRARY.impl("max_pool3d_backward", _backward, _device)  # type: ignore[no-untyped-call]
-register_fake("videogn::max_pool3d", _fake, lib=_LIBRARY)
-register_fake("videogn::max_pool3d_backward", _fake_backward, lib=_LIBRARY)
-register_autograd("videogn::max_pool3d", _gradient, setup_context=_keep_codes, lib=_LIBRARY)
+library.register_fake("videogn::max_pool3d", _fake, lib=_LIBRARY)
+library.register_fake("videogn::max_pool3d_backward", _fake_backward, lib=_LIBRARY)
+library.register_autograd("videogn::max_pool3d", _gradient, setup_context=_keep_codes, lib=_LIBRARY)
