@@ -7,9 +7,10 @@
 One process measures everything side by side on random data and prints tables as they are ready;
 ``--out`` keeps them as ``compute_<hardware>_<date>.md``. On a GPU each section has its share of
 ``--minutes`` for itself, and what the ones before it did not use; what there is no time for says
-so. The last, ``files``, is end_to_end.py on prepared files. A cell that fails or finds no memory is
-a line of its table. ``--dry-run`` goes through every section of a GPU with tiny networks on the
-CPU, kernels in Triton's interpreter: its numbers mean nothing.
+so. ``files`` is end_to_end.py on prepared files, ``suite`` the tests that need a GPU, where pytest
+is installed. A cell that fails or finds no memory is a line of its table. ``--dry-run`` goes
+through every section of a GPU with tiny networks on the CPU, kernels in Triton's interpreter: its
+numbers mean nothing.
 
 Layouts: pv32 is the ``zoo`` layout fed 32 frames, org32 the ``nonlocal`` layout at 32 frames.
 """
@@ -29,15 +30,17 @@ if TYPE_CHECKING:
 
 SHARES = {
     "rates": 0.01,
-    "train": 0.22,
+    "train": 0.21,
     "norms": 0.11,
     "test": 0.06,
     "convs": 0.05,
     "compile": 0.19,
     "sweep": 0.16,
     "files": 0.2,
+    "suite": 0.01,
 }
-"""Of ``--minutes``, in their order; those that are not chosen leave theirs to the others."""
+"""Of ``--minutes``, in their order; those that are not chosen leave theirs to the others. The
+suite takes a minute or two and has what all of them leave; ``--sections suite`` runs it alone."""
 GPU_SECTIONS = (*SHARES, "roofline", "bars")
 MINUTES = 8.7
 CPU_SECTIONS = ("recipes", "cputrain", "bars")
@@ -127,7 +130,7 @@ def chosen(words: argparse.Namespace, bench: "Bench") -> dict[str, Callable[[], 
 
 def gpu_sections(bench: "Bench", names: Sequence[str]) -> dict[str, Callable[[], None]]:
     """Those of a GPU by name, each ending in time for the ones of ``names`` that come after it."""
-    from compute_parts import bars, convolutions, files, norms, rates, roofline, test, train
+    from compute_parts import bars, convolutions, files, norms, rates, roofline, suite, test, train
 
     measures: dict[str, Callable[[Bench, float], None]] = {
         "rates": lambda bench, _: rates.measure_rates(bench),
@@ -138,6 +141,7 @@ def gpu_sections(bench: "Bench", names: Sequence[str]) -> dict[str, Callable[[],
         "convs": convolutions.measure_convs,
         "sweep": train.measure_sweep,
         "files": files.measure_files,
+        "suite": suite.measure_suite,
     }
     ends = ends_of([name for name in names if name in SHARES], bench.timer.left())
     started = time.monotonic()

@@ -67,7 +67,7 @@ def test_sections_have_their_share_and_what_is_left_of_those_before(
     assert sum(compute.SHARES.values()) == pytest.approx(1)
     ends = compute.ends_of(list(compute.SHARES), 500)
     assert list(ends.values()) == sorted(ends.values())
-    assert ends["files"] == pytest.approx(500)
+    assert ends["suite"] == pytest.approx(500)
     assert ends["train"] - ends["rates"] == pytest.approx(500 * compute.SHARES["train"])
     assert compute.ends_of(["sweep"], 60) == {"sweep": pytest.approx(60)}
     assert compute.ends_of([], 60) == {}
@@ -113,7 +113,7 @@ time.sleep(600)
 """
     )
     monkeypatch.setattr(files, "SCRIPT", script)
-    monkeypatch.setattr(files, "STOPPING_SECONDS", 1)
+    monkeypatch.setattr(files.child, "STOPPING_SECONDS", 1)
     device = torch.device("cpu")
     timer = timing.Timer(device, time.monotonic() + 600)
     bench = scale.Bench(device, scale.TINY, timer, parts("page").Page(), True)
@@ -234,6 +234,47 @@ def test_where_the_peer_fails_steps_have_no_ratio(
     assert rows[0].split("|")[3] == " - "
 
 
+@pytest.mark.parametrize(
+    ("last", "failed"),
+    [
+        ("240 passed, 3 skipped in 80.1s", 0),
+        ("2 failed, 238 passed, 1 error in 80s", 3),
+        ("248 skipped in 9.0s", None),
+        ("no tests ran in 0.1s", None),
+    ],
+)
+def test_failing_tests_are_counted_where_any_ran(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, last: str, failed: int | None
+) -> None:
+    suite, scale, timing, bars = (parts(name) for name in ("suite", "scale", "timing", "bars"))
+    device, page = torch.device("cpu"), parts("page").Page()
+    timer = timing.Timer(device, time.monotonic() + 60)
+    bench = scale.Bench(device, scale.TINY, timer, page, False)
+    ended = suite.child.Ended(["....", last], 0, 80.0)
+    monkeypatch.setattr(suite.child, "run", lambda command, seconds: ended)
+    suite.measure_suite(bench, 60)
+    assert last in page.lines
+    assert bench.known.get("tests failed") == failed
+    bars.judge(bench, bars.GPU_BARS)
+    (row,) = (line for line in page.lines if line.startswith("| tests that need a CUDA device"))
+    verdict = "unmeasured" if failed is None else "met" if failed == 0 else "missed"
+    assert row.endswith(f"| {verdict} |")
+
+
+def test_the_suite_that_was_cut_off_counts_as_unmeasured(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite, scale, timing = (parts(name) for name in ("suite", "scale", "timing"))
+    device, page = torch.device("cpu"), parts("page").Page()
+    timer = timing.Timer(device, time.monotonic() + 60)
+    bench = scale.Bench(device, scale.TINY, timer, page, False)
+    ended = suite.child.Ended(["3 passed so far"], None, 80.0)
+    monkeypatch.setattr(suite.child, "run", lambda command, seconds: ended)
+    suite.measure_suite(bench, 60)
+    assert bench.known == {}
+    assert page.lines[-1] == "Ended after 80 s: time is up."
+
+
 class ApexGroupNorm(torch.nn.Module):
     """What apex's does and asks for, by torch."""
 
@@ -309,7 +350,9 @@ def test_every_form_is_updated_by_the_same_optimiser(
 @pytest.mark.slow
 def test_every_section_of_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     """In one process, which starts once for all of them, and one that reads files."""
-    sections = "rates,train,compile,norms,test,convs,sweep,files,roofline,recipes,cputrain,bars"
+    sections = (
+        "rates,train,norms,test,convs,compile,sweep,files,suite,roofline,recipes,cputrain,bars"
+    )
     command = [sys.executable, str(BENCHMARKS / "compute.py"), "--dry-run", "--out", str(tmp_path)]
     command += ["--sections", sections]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

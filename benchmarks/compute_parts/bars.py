@@ -105,6 +105,7 @@ GPU_BARS = [
         4.0,
         False,
     ),
+    Bar("tests that need a CUDA device and fail", lambda k: k["tests failed"], 0.0, False),
 ]
 
 

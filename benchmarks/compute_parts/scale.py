@@ -18,7 +18,7 @@ class Scale:
     Attributes:
         network: arguments of ``i3d``.
         clips: of the main tables.
-        sweep: numbers of clips of the sweep.
+        sweep, long_sweep: numbers of clips of the sweep over short and over long clips.
         frames: short and long clips.
         size: pixels of a training crop.
         test: (T, H, W) of a test view.
@@ -31,6 +31,7 @@ class Scale:
     network: dict[str, Any]
     clips: int
     sweep: tuple[int, ...]
+    long_sweep: tuple[int, ...]
     frames: tuple[int, int]
     size: int
     test: tuple[int, int, int]
@@ -44,6 +45,7 @@ WHOLE = Scale(
     network={},
     clips=8,
     sweep=(1, 4, 16, 32),
+    long_sweep=(1, 8, 32),
     frames=(32, 64),
     size=224,
     test=(32, 256, 340),
@@ -56,6 +58,7 @@ TINY = Scale(
     network={"width": 8, "num_groups": 2, "depths": (1,), "num_classes": 5},
     clips=1,
     sweep=(1,),
+    long_sweep=(1,),
     frames=(8, 10),
     size=16,
     test=(8, 16, 24),

@@ -105,7 +105,7 @@ def measure_sweep(bench: Bench, seconds: float) -> None:
         forms = runnable(bench, SWEPT)
         heads = [f"{form} {unit}" for form in forms for unit in ("ms", "GB")]
         bench.page.table("clips", *heads, "GN / BN")
-        for clips in bench.scale.sweep:
+        for clips in bench.scale.sweep if frames == short else bench.scale.long_sweep:
             if timer.left() < 0:
                 bench.page.row("time is up")
                 return
