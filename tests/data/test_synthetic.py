@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -74,3 +77,20 @@ def test_rendering_is_a_function_of_the_seed() -> None:
     first, again, other = (render_video(np.random.default_rng(s), 1, 2) for s in (3, 3, 4))
     assert (first == again).all()
     assert (first != other).any()
+
+
+def test_the_same_seed_gives_the_same_files_whatever_lay_in_memory(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from videogn.data.synthetic import render_motion_dataset
+render_motion_dataset(Path(sys.argv[1]), {"train": 12}, seed=5)
+"""
+    found = []
+    for filling in ("0", "85", "170"):  # 0: memory is left as it is
+        folder = tmp_path / filling
+        environment = os.environ | {"MALLOC_PERTURB_": filling}
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment)
+        found.append([path.read_bytes() for path in sorted(folder.rglob("*.mp4"))])
+    assert len(found[0]) == 12
+    assert found[0] == found[1] == found[2]

@@ -151,7 +151,9 @@ def encode_video(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
     with atomic_path(path) as temporary, av.open(str(temporary), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
+        # With trees of macroblocks x264 gave the same frames other bytes from run to run, on a CPU
+        # with AVX-512: what was left in memory decided some of them.
+        stream.options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
         stream.codec_context.thread_count = 1
         for packet in _packets(stream, frames):
             container.mux(packet)
