@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from compute_parts.page import Page
+
 STOPPING_SECONDS = 5
 """What its workers take to end when they are told to."""
 
@@ -30,6 +32,22 @@ class Ended(NamedTuple):
         if self.code is None:
             return f"Ended after {self.seconds:.0f} s: time is up."
         return f"Exit code {self.code} after {self.seconds:.0f} s."
+
+
+def shown(page: Page, words: Sequence[str], command: Sequence[str], seconds: float) -> Ended | None:
+    """Run a command as :func:`run` does, and say so.
+
+    Args:
+        words: of the command as a user would call it.
+    """
+    ended = run(command, seconds)
+    if ended is None:
+        page.say("Time is up.")
+        return None
+    page.say(f"`python {' '.join(words)}`")
+    for line in ("", "```", *ended.lines, "```", "", str(ended)):
+        page.say(line)
+    return ended
 
 
 def run(command: Sequence[str], seconds: float) -> Ended | None:

@@ -21,13 +21,8 @@ def measure_files(bench: Bench, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, str(SCRIPT), *words, "--out", str(out)]
-        ended = child.run(command, min(seconds, bench.timer.left()))
-        if ended is None:
-            bench.page.say("Time is up.")
-            return
-        bench.page.say(f"`python benchmarks/end_to_end.py {' '.join(words)}`")
-        for line in ("", "```", *ended.lines, "```", "", str(ended)):
-            bench.page.say(line)
+        told = ["benchmarks/end_to_end.py", *words]
+        child.shown(bench.page, told, command, min(seconds, bench.timer.left()))
         if out.exists():
             note(bench.known, json.loads(out.read_text())["prepared"])
 

@@ -25,14 +25,9 @@ def measure_suite(bench: Bench, seconds: float) -> None:
     several = not bench.dry and importlib.util.find_spec("xdist") is not None
     words = [*OPTIONS, *(("-n", str(PROCESSES)) if several else ())]
     command = [sys.executable, "-m", "pytest", str(tests), *words]
-    ended = child.run(command, min(seconds, bench.timer.left()))
-    if ended is None:
-        bench.page.say("Time is up.")
-        return
-    bench.page.say(f"`python -m pytest {tests.relative_to(TESTS.parent)} {' '.join(words)}`")
-    for line in ("", "```", *ended.lines, "```", "", str(ended)):
-        bench.page.say(line)
-    if ended.code is not None:
+    told = ["-m", "pytest", str(tests.relative_to(TESTS.parent)), *words]
+    ended = child.shown(bench.page, told, command, min(seconds, bench.timer.left()))
+    if ended is not None and ended.code is not None:
         note(bench.known, ended.lines)
 
 

@@ -22,6 +22,7 @@ from videogn.commands.setup import (
     planar_room,
     reader_lines,
     reading_workers,
+    reporter,
     spec_of,
     video_opener,
 )
@@ -127,7 +128,7 @@ class Job:
             world=world,
             stop_asked=lambda: stop_request.made,
             tell=lambda scored: watch.stage("scoring", scored),
-            report=_say if world.is_main else _say_nothing,
+            report=reporter(world),
         )
         lines = reader_lines(prepared.config.data, "test", prepared.videos)
         for line in (*prepared.choice.notes, *lines):
@@ -313,11 +314,3 @@ def _tell_stopped(listed: Listed) -> None:
         f"stopped by {name}: the scores of {done:,} of {listed.num_videos:,} videos are saved in "
         f"{listed.journal.folder}; the same command goes on from there (exit code {EXIT_CODE})"
     )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _say_nothing(line: str) -> None:
-    del line

@@ -39,6 +39,16 @@ SAMPLED_VIDEOS = 20
 """Videos of a list whose form is looked at before it is read."""
 
 
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def reporter(world: World) -> Callable[[str], None]:
+    """What prints lines on the first rank; on others, where they would be the same, nothing."""
+    return say if world.is_main else lambda line: None
+
+
 def spec_of(model: ModelConfig) -> NetworkSpec:
     """The network a config names."""
     return NetworkSpec(

@@ -32,6 +32,8 @@ from videogn.commands.setup import (
     input_scale,
     list_of,
     reader_lines,
+    reporter,
+    say,
     spec_of,
     video_opener,
 )
@@ -212,7 +214,7 @@ def train_prepared(prepared: Prepared, world: World, watch: Watchdog) -> int:
     Returns:
         0, or the exit code of a run that a signal stopped.
     """
-    folder, report = prepared.folder, _say if world.is_main else _say_nothing
+    folder, report = prepared.folder, reporter(world)
     # The first rank looks before it writes, and all take what it has found.
     newest = folder.checkpoints.newest_sound(report) if world.is_main else None
     resume_from = from_first_rank(newest)
@@ -321,7 +323,7 @@ def dry_run(prepared: Prepared, world: World) -> int:
         return 0
     config, plan = prepared.config, prepared.plan
     for line in (*_header(prepared, world), *plan.lines()):
-        _say(line)
+        say(line)
     records = [
         *prepared.train_list.records,
         *(prepared.val_list.records if prepared.val_list else ()),
@@ -330,11 +332,11 @@ def dry_run(prepared: Prepared, world: World) -> int:
     whole = video_opener(replace(config.data, index="never"), "train")
     _check_videos(spread(records, SAMPLED_VIDEOS), whole)
     memory = memory_plan(prepared, world)
-    run, _ = build_run(prepared, World(0, 1, world.device), memory, None, _say)
-    _say(memory.line(graphs=run.captured))
+    run, _ = build_run(prepared, World(0, 1, world.device), memory, None, say)
+    say(memory.line(graphs=run.captured))
     with memory_told(memory, "a step", graphs=run.captured):
-        _say(_step_line(prepared, run))
-    _say("dry run: everything is in order; nothing was trained or written")
+        say(_step_line(prepared, run))
+    say("dry run: everything is in order; nothing was trained or written")
     return 0
 
 
@@ -349,7 +351,7 @@ def _check_videos(records: list[VideoRecord], reader: Callable[[str], object]) -
     if bad:
         lines = "".join(f"\n  - {line}" for line in bad)
         raise RunError(f"{len(bad)} of {len(records)} sampled videos cannot be read:{lines}")
-    _say(f"sample      {len(records)} videos decode whole")
+    say(f"sample      {len(records)} videos decode whole")
 
 
 class StepTime(NamedTuple):
@@ -386,11 +388,3 @@ def _step_line(prepared: Prepared, run: Run) -> str:
         f"(first batch read in {read:.2f} s); eta {seconds / 3600:.1f} h for "
         f"{prepared.plan.iterations:,} iterations, if reading keeps up and before validation"
     )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _say_nothing(line: str) -> None:
-    del line
